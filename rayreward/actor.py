@@ -1,0 +1,166 @@
+"""One model as a Ray actor: `score_batch`, `score_table`, `score_shard`, `fingerprint`.
+
+An actor knows nothing of other actors, of plans or of the output beyond its own attempt file.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayreward.columns import reward_schema, unreadable_columns
+from rayreward.config import ModelConfig
+from rayreward.errors import DataError
+from rayreward.fingerprint import Fingerprint
+from rayreward.formats import Damaged
+from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
+from rayreward.reading import read_shard
+from rayreward.shards import Shard
+from rayreward.tally import tally_columns
+from rayreward.types import Attempt, Outcome, Reward
+from rayreward.writing import output_schema, write_attempt
+
+if TYPE_CHECKING:
+    from rayreward.scorer import Scorer
+
+Batch = Sequence[Any] | pa.Table | pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ShardContext:
+    """What all shards of a job have in common. Sent once, through the object store."""
+
+    schema: pa.Schema
+    row_format: RowFormat
+    provenance: dict[str, Any]
+    attempts: str
+    """Directory for attempt files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What an actor reports once its model is loaded."""
+
+    fingerprint: Fingerprint
+    node: str
+    pid: int
+
+
+class RewardActor:
+    """Holds one reward model. Made a Ray actor by `rayreward.fleet`.
+
+    The constructor does nothing, so that an actor which has found its place can be told from one
+    whose model is being loaded.
+    """
+
+    def __init__(self, config: ModelConfig, threads: int, on_gpu: bool) -> None:
+        self._config = config
+        self._threads = threads
+        self._on_gpu = on_gpu
+        self._scorer: Scorer | None = None
+
+    def load(self) -> Birth:
+        """Loads the model and says what it is.
+
+        Raises:
+            ModelError: The checkpoint can't be loaded as a reward model.
+            ConfigError: A setting does not fit the model.
+        """
+        import ray
+        import torch
+
+        from rayreward.scorer import Scorer
+
+        torch.set_num_threads(self._threads)
+        # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
+        self._scorer = Scorer.load(self._config, "cuda:0" if self._on_gpu else "cpu")
+        node = ray.get_runtime_context().get_node_id()
+        return Birth(self.fingerprint(), node, os.getpid())
+
+    def fingerprint(self) -> Fingerprint:
+        """Hashes the weights as they are now, and says where they are."""
+        return self._loaded.fingerprint()
+
+    def score_batch(self, batch: Batch) -> NDArray[np.float32]:
+        """Scores rows that get one reward each.
+
+        Args:
+            batch: Texts, records such as `{"prompt": …, "completion": …}`, conversations, or an
+                Arrow table or record batch of such rows.
+
+        Returns:
+            `(N,)` float32 in the batch's order. NaN where a row can't be scored; `score_table`
+            says why.
+
+        Raises:
+            DataError: The batch is of no format with one reward a row.
+        """
+        if isinstance(batch, pa.RecordBatch):
+            batch = pa.Table.from_batches([batch])
+        if isinstance(batch, pa.Table):
+            return self._score_single_table(batch)
+        outcomes = self.score_items(batch)
+        return np.array([reward_or_nan(outcome) for outcome in outcomes], dtype=np.float32)
+
+    def score_items(self, items: Sequence[Any]) -> list[Outcome]:
+        """Like `score_batch`, but says for each item what became of it."""
+        return self._loaded.score([to_sample(item) for item in items])
+
+    def score_table(self, table: pa.Table, row_format: RowFormat | None = None) -> pa.Table:
+        """Scores a table of any row format; returns the columns to add.
+
+        Raises:
+            DataError: The columns are of no known row format.
+        """
+        return self._loaded.score_table(table, row_format or check_schema(table.schema))
+
+    def score_shard(self, shard: Shard, context: ShardContext) -> Attempt:
+        """Reads a shard, scores it, and writes an attempt file under a name of its own.
+
+        Args:
+            shard: What to read.
+            context: What all shards of the job have in common.
+
+        Raises:
+            DataError: The input has changed since it was planned, or can't be read here.
+            OutputError: The attempt can't be written.
+        """
+        try:
+            rows = read_shard(shard, context.schema)
+            added = self.score_table(rows, context.row_format)
+        except Damaged as error:
+            rows = pa.table([pa.nulls(shard.rows, field.type) for field in context.schema],
+                            names=context.schema.names)
+            added = unreadable_columns(context.row_format.kind, shard.rows, str(error))
+        kind = context.row_format.kind
+        schema = output_schema(context.schema, reward_schema(kind), context.provenance)
+        result = pa.table([*rows.columns, *added.columns], schema=schema)
+        path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")
+        return write_attempt(path, shard.index, result, tally_columns(kind, added))
+
+    def _score_single_table(self, table: pa.Table) -> NDArray[np.float32]:
+        row_format = check_schema(table.schema)
+        if row_format.kind is not RowKind.SINGLE:
+            raise DataError(
+                f"Rows with {' and '.join(row_format.columns)} have more than one reward. Use "
+                "score_table."
+            )
+        rewards = self._loaded.score_table(table, row_format)["reward"]
+        return np.array(rewards.to_pylist(), dtype=np.float32)  # None becomes NaN
+
+    @property
+    def _loaded(self) -> Scorer:
+        assert self._scorer is not None, "load() comes first"
+        return self._scorer
+
+
+def reward_or_nan(outcome: Outcome) -> float:
+    """The reward, or NaN where there is none."""
+    return outcome.value if isinstance(outcome, Reward) else float("nan")

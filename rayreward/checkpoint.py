@@ -1,0 +1,186 @@
+"""Where a checkpoint lies and whether it may be loaded, told from its files alone.
+
+Everything that can be refused without building the model is refused here, with what to do about
+it. Knows the layout of Hugging Face checkpoints; does not know torch or Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayreward.errors import ModelError
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken"]
+"""What is fetched from the hub: never pickled weights, never code."""
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on this machine's disk."""
+
+    name: str
+    """What the user called it."""
+
+    path: Path
+    revision: str | None
+    """The commit that a hub id resolved to; null for a local directory."""
+
+    config: dict[str, Any]
+    """Its `config.json`."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of every stored tensor by its stored name."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The config's `pad_token_id`, class defaults included."""
+        from transformers import AutoConfig
+
+        pad_id: int | None = AutoConfig.from_pretrained(self.path).get_text_config().pad_token_id
+        return pad_id
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Finds a checkpoint and reads what its files say about it.
+
+    Args:
+        model: A directory, or an id on the Hugging Face hub (which is then downloaded).
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ModelError: There is no such checkpoint, or it may not be loaded: only pickled weights,
+            remote code, an adapter without its base model.
+    """
+    path, commit = _locate(model, revision)
+    config = _read_json(path / "config.json") if (path / "config.json").exists() else None
+    if config is None:
+        raise ModelError(_no_config(model, path))
+    _refuse_remote_code(model, config)
+    return Checkpoint(model, path, commit, config, _read_shapes(model, path))
+
+
+def local_directory(model: str) -> Path | None:
+    """The absolute directory that `model` names, or null if it is an id on the hub.
+
+    Raises:
+        ModelError: It names a path at which there is no directory.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise ModelError(
+            f"Model {model!r} is a file. Pass the directory that holds config.json and the "
+            "*.safetensors files."
+        )
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ModelError(
+            f"Model directory {model!r} does not exist. Pass a directory with config.json and "
+            "*.safetensors files, or an id on the Hugging Face hub such as 'org/name'."
+        )
+    return None
+
+
+def _locate(model: str, revision: str | None) -> tuple[Path, str | None]:
+    directory = local_directory(model)
+    return (directory, None) if directory is not None else _download(model, revision)
+
+
+def _download(model: str, revision: str | None) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises a dozen kinds, all meaning "not to be had"
+        raise ModelError(
+            f"Model {model!r} is neither a directory here nor to be had from the Hugging Face hub "
+            f"({type(error).__name__}: {_first_line(error)}). Check the name and the network, or "
+            "pass a directory."
+        ) from error
+    return path, path.name  # a snapshot's folder is named by its commit
+
+
+def _no_config(model: str, path: Path) -> str:
+    if (path / "adapter_config.json").exists():
+        return (
+            f"Model {model!r} is a PEFT adapter without its base model. Merge it into the base "
+            "(PeftModel.merge_and_unload), save the result with save_pretrained and pass that."
+        )
+    return (
+        f"Model {model!r} is no checkpoint: {path} has no config.json. Pass a directory that "
+        "save_pretrained wrote."
+    )
+
+
+def _refuse_remote_code(model: str, config: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    auto_map = config.get("auto_map", {})
+    known = config.get("model_type") in CONFIG_MAPPING
+    if "AutoModelForSequenceClassification" in auto_map or (auto_map and not known):
+        raise ModelError(
+            f"Model {model!r} wants to run code of its own (auto_map in its config.json), which "
+            "RayReward never does: code from a checkpoint could do anything on every machine of "
+            "the cluster. Convert it to an architecture that transformers has, and save that."
+        )
+    if not known:
+        raise ModelError(
+            f"Model {model!r} is of type {config.get('model_type')!r}, which the installed "
+            "transformers does not know. Upgrade transformers, or check config.json."
+        )
+
+
+def _read_shapes(model: str, path: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(model, path):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        except Exception as error:
+            raise ModelError(
+                f"Weights file {file} can't be read ({_first_line(error)}). It may be cut off: "
+                "copy or download it again."
+            ) from error
+    return shapes
+
+
+def _weight_files(model: str, path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        missing = [name for name in names if not (path / name).exists()]
+        if missing:
+            raise ModelError(
+                f"Model {model!r} lacks {len(missing)} of its {len(names)} weights files, the "
+                f"first is {missing[0]}. Copy or download it again."
+            )
+        return [path / name for name in names]
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    if any(file for pattern in _PICKLED for file in path.glob(pattern)):
+        raise ModelError(
+            f"Model {model!r} has pickled weights only, and unpickling runs code. Load it once "
+            "where you trust it and save it again with save_pretrained, which writes safetensors."
+        )
+    raise ModelError(f"Model {model!r} has no weights: {path} holds no model.safetensors.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read as JSON ({error}). Copy it again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object. Copy it again.")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,94 @@
+"""The command line, generated from the configs: a field's name is its flag.
+
+Exit codes: 0 done; 1 the work failed; 2 a setting, the model or the data is wrong; 3 done, but
+more rows than allowed have no reward; 130 and 143 ended by Ctrl-C or SIGTERM, to be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from rayreward import signals
+from rayreward.config import JobConfig, ModelConfig, PoolConfig
+from rayreward.errors import ConfigError, DataError, Interrupted, ModelError, RayRewardError
+
+_FAILED, _WRONG, _INCOMPLETE, _SIGNALLED = 1, 2, 3, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score a dataset with a reward model; write Parquet files with the rewards."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelConfig]
+    job: tyro.conf.OmitArgPrefixes[JobConfig]
+    pool: tyro.conf.OmitArgPrefixes[PoolConfig]
+
+    def run(self) -> int:
+        from rayreward.job import prepare_job
+        from rayreward.pool import RewardPool
+
+        job = prepare_job(self.job, self.model)
+        with RewardPool.from_config(self.model, self.pool) as pool:
+            report = pool.run_job(job)
+        print(report)
+        if report.too_many_failed:
+            _complain(
+                f"{report.tally.failed_rows} rows have no reward; reward_status and reward_detail "
+                "in the output say why. Mend them, or declare so many fine with --max-failed-rows."
+            )
+            return _INCOMPLETE
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintFingerprint:
+    """Load a model on this machine and print what a pool would hold, as JSON. Needs no Ray."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelConfig]
+
+    def run(self) -> int:
+        from rayreward.scorer import Scorer
+
+        print(json.dumps(Scorer.load(self.model).fingerprint().to_dict(), indent=1))
+        return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`rayreward COMMAND …`; returns the exit code."""
+    commands = {"score": Score, "fingerprint": PrintFingerprint}
+    parse = tyro.extras.subcommand_cli_from_dict
+    return _guarded(lambda: parse(commands, prog="rayreward", args=arguments).run())
+
+
+def score(arguments: Sequence[str] | None = None) -> int:
+    """`score_dataset.py …`, which is `rayreward score …`; returns the exit code."""
+    return _guarded(lambda: tyro.cli(Score, prog="score_dataset.py", args=arguments).run())
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Runs a command; turns our errors into a message and an exit code, without a traceback."""
+    logging.basicConfig(format="rayreward: %(message)s", level=logging.WARNING)
+    try:
+        with signals.watched():
+            return command()
+    except Interrupted as error:
+        name = signal.Signals(error.signum).name
+        _complain(f"ended by {name}. What is committed stays; the same command goes on from there.")
+        return _SIGNALLED + error.signum
+    except (ConfigError, DataError, ModelError) as error:
+        _complain(str(error))
+        return _WRONG
+    except RayRewardError as error:
+        _complain(str(error))
+        return _FAILED
+
+
+def _complain(message: str) -> None:
+    print(f"rayreward: {message}", file=sys.stderr)

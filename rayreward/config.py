@@ -1,0 +1,173 @@
+"""Validated settings: what decides a reward, how the work is spread, what the job reads and writes.
+
+The command line is generated from these classes (`rayreward.cli`): a field's name is its flag
+and the text below it is its help. This module does not know where a setting is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rayreward.errors import ConfigError
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that NumPy takes, and so the largest that `transformers.set_seed` takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Everything that decides a reward. Two equal configs on like hardware give equal bits."""
+
+    model: str
+    """Checkpoint directory, or a model id on the Hugging Face hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. None: its main branch."""
+
+    seed: int | None = None
+    """Seed of the head, needed where the checkpoint has none. A trained head never uses it."""
+
+    head: Literal["auto", "trained", "seeded"] = "auto"
+    """What the head may be. "trained" refuses a checkpoint without one, "seeded" one with one."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the body. "auto": the checkpoint's own. The head is float32 in any case."""
+
+    max_length: int | None = None
+    """Longest text in tokens. None: as many as the model has positions for."""
+
+    truncation: Literal["error-row", "left", "right"] = "error-row"
+    """What happens to a longer text: no reward and a reason, or its start or end is cut off."""
+
+    max_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens in a batch, padding included. "auto": 2,048 on a CPU, 16,384 on a GPU. Where
+    max_length is left open, a text longer than this is a batch of its own."""
+
+    pad_token: str | None = None
+    """Padding token, for a checkpoint that names none (TRL's RewardConfig has the same)."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(bool(self.model), "model is empty: pass a checkpoint directory or a hub id.")
+        if self.seed is not None:
+            _check_int("seed", self.seed, at_least=0, at_most=MAX_SEED)
+        if self.max_length is not None:
+            _check_int("max_length", self.max_length, at_least=1)
+        if self.max_batch_tokens != "auto":
+            _check_int("max_batch_tokens", self.max_batch_tokens, at_least=1)
+            _check(
+                self.max_length is None or self.max_length <= self.max_batch_tokens,
+                f"max_length={self.max_length} does not fit into "
+                f"max_batch_tokens={self.max_batch_tokens}: a text that long would fit no batch. "
+                "Raise max_batch_tokens or lower max_length.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig:
+    """How the work is spread. None of it changes a reward."""
+
+    num_actors: int | Literal["auto"] = "auto"
+    """Model replicas. "auto": one per GPU of the cluster, or without GPUs one per machine."""
+
+    num_gpus_per_actor: float | None = None
+    """GPUs that each actor reserves, at most 1. None: 1 where the cluster has GPUs, else 0."""
+
+    num_cpus_per_actor: float | None = None
+    """CPUs that each actor reserves, and its torch threads. None: an equal share of the machines'
+    cores without GPUs, else 1."""
+
+    placement_timeout_s: float = 60.0
+    """Seconds to wait for the cluster to find room for an actor. Raise it where machines have to
+    be started first."""
+
+    tasks_per_actor: int = 2
+    """Shards or slices handed to an actor at once: one being scored, the rest waiting for it."""
+
+    max_attempts: int = 3
+    """Actors that may die over the same shard before the job gives up."""
+
+    ray_address: str | None = None
+    """Ray cluster to connect to ("auto": the one on this machine). None: RAY_ADDRESS, or else a
+    private one in this process's care."""
+
+    def __post_init__(self) -> None:
+        if self.num_actors != "auto":
+            _check_int("num_actors", self.num_actors, at_least=1)
+        if self.num_gpus_per_actor is not None:
+            _check(
+                0 <= self.num_gpus_per_actor <= 1,
+                f"num_gpus_per_actor={self.num_gpus_per_actor} is not between 0 and 1: an actor "
+                "holds its model on one GPU or on a share of it.",
+            )
+        if self.num_cpus_per_actor is not None:
+            _check_positive("num_cpus_per_actor", self.num_cpus_per_actor)
+        _check_positive("placement_timeout_s", self.placement_timeout_s)
+        _check_int("tasks_per_actor", self.tasks_per_actor, at_least=1)
+        _check_int("max_attempts", self.max_attempts, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig:
+    """What a scoring job reads, where it writes, and when it counts as failed."""
+
+    dataset: str
+    """File, directory or glob: Parquet, Arrow IPC, JSON Lines (also .gz, .zst), or a dataset that
+    Hugging Face's save_to_disk wrote."""
+
+    output: str
+    """Directory for the result. The same command again resumes an unfinished one."""
+
+    rows_per_shard: int | Literal["auto"] = "auto"
+    """Rows in a unit of work and in its output file. "auto": a 256th of the dataset, between 64
+    and 4,096."""
+
+    max_failed_rows: int = 0
+    """Rows without a reward that are fine. With more, the job ends with exit code 3."""
+
+    restart: bool = False
+    """Throw away what an earlier run left in the output directory and start over."""
+
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """How progress is shown. "auto": a bar on a terminal, plain lines elsewhere."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(bool(self.dataset), "dataset is empty: pass a file, a directory or a glob.")
+        _check(bool(self.output), "output is empty: pass a directory for the result.")
+        if self.rows_per_shard != "auto":
+            _check_int("rows_per_shard", self.rows_per_shard, at_least=1)
+        _check_int("max_failed_rows", self.max_failed_rows, at_least=0)
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_int(name: str, value: object, *, at_least: int, at_most: float = math.inf) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    upper = "" if at_most == math.inf else f" and at most {at_most}"
+    _check(
+        is_int and at_least <= typing.cast(int, value) <= at_most,
+        f"{name}={value!r} must be a whole number of at least {at_least}{upper}.",
+    )
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check(0 < value < math.inf, f"{name}={value!r} must be a number above 0.")
+
+
+def _check_choices(config: Any) -> None:
+    """Refuses a value that is none of its field's `Literal` choices."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        if typing.get_origin(hint) is Literal:
+            value, choices = getattr(config, field.name), typing.get_args(hint)
+            listed = ", ".join(repr(choice) for choice in choices)
+            _check(value in choices, f"{field.name}={value!r} must be one of {listed}.")

@@ -1,0 +1,174 @@
+"""The border to Ray: connecting to a cluster, bringing actors up, and telling what became of them.
+
+All of Ray's ways to fail are turned into the dispatcher's events here, and nowhere else. Does not
+know what the tasks are or what to do about a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from rayreward import signals
+from rayreward.actor import RewardActor
+from rayreward.config import ModelConfig
+from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotPlaced, Task
+from rayreward.placement import Machine, Placement
+
+
+class RayConnection:
+    """The link to a Ray cluster. Ends what it began, and nothing that it found."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """
+        Args:
+            address: As in `PoolConfig.ray_address`.
+        """
+        self._owned = not ray.is_initialized()
+        if self._owned:
+            # Never whatever cluster was last started on this machine: a stale record of it would
+            # be taken up without a word.
+            address = address or os.environ.get("RAY_ADDRESS") or "local"
+            ray.init(address=address, configure_logging=False, **_local_options(address))
+        signals.rearm()
+
+    def machines(self) -> list[Machine]:
+        """The machines that are alive now, with what each has in all."""
+        return [
+            Machine(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    def close(self) -> None:
+        """Leaves Ray, if this object entered it. Safe to call again."""
+        if self._owned and ray.is_initialized():
+            ray.shutdown()
+        self._owned = False
+
+
+def _local_options(address: str) -> dict[str, Any]:
+    """A private cluster needs no dashboard."""
+    return {"include_dashboard": False} if address == "local" else {}
+
+
+class RayFleet:
+    """Reward actors in a Ray cluster. Implements `rayreward.dispatch.Fleet`."""
+
+    def __init__(self, model: ModelConfig, placement: Placement, timeout_s: float) -> None:
+        """
+        Args:
+            model: What the actors load.
+            placement: What each one reserves.
+            timeout_s: How long one may wait for its place.
+        """
+        self._placement = placement
+        self._timeout_s = timeout_s
+        self._args = (model, placement.threads, placement.num_gpus > 0)
+        self._class = ray.remote(RewardActor).options(
+            num_cpus=placement.num_cpus,
+            num_gpus=placement.num_gpus,
+            max_restarts=0,  # replaced by the dispatcher, which checks the replacement first
+            max_task_retries=0,
+        )
+        self.handles: dict[int, Any] = {}
+        self._deadline: dict[int, float] = {}
+        self._placing: dict[ray.ObjectRef, int] = {}
+        self._loading: dict[ray.ObjectRef, int] = {}
+        self._running: dict[ray.ObjectRef, int] = {}
+
+    def start(self, actor: int) -> None:
+        handle = self._class.remote(*self._args)
+        self.handles[actor] = handle
+        self._deadline[actor] = time.monotonic() + self._timeout_s
+        self._placing[handle.__ray_ready__.remote()] = actor
+
+    def submit(self, actor: int, task: Task) -> ray.ObjectRef:
+        ref: ray.ObjectRef = getattr(self.handles[actor], task.method).remote(*task.args)
+        self._running[ref] = actor
+        return ref
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        refs = [*self._placing, *self._loading, *self._running]
+        if refs and ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+            return [*self._events(ready), *self._overdue()]
+        if not refs:
+            time.sleep(timeout_s)
+        return list(self._overdue())
+
+    def forget(self, ticket: ray.ObjectRef) -> None:
+        self._running.pop(ticket, None)
+
+    def stop(self, actor: int) -> None:
+        self._drop(actor)
+        handle = self.handles.pop(actor, None)
+        if handle is not None:
+            with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
+                ray.kill(handle)
+
+    def _events(self, ready: list[ray.ObjectRef]) -> Iterator[Event]:
+        for ref in ready:
+            actor = self._placing.get(ref, self._loading.get(ref, self._running.get(ref)))
+            if actor is None:  # its actor was found dead a moment ago
+                continue
+            try:
+                value = ray.get(ref)
+            except RayActorError as error:
+                self._drop(actor)
+                yield Lost(actor, _first_line(error))
+            except RayTaskError as error:
+                yield from self._failed(ref, error.cause)
+            else:
+                yield from self._succeeded(ref, actor, value)
+
+    def _succeeded(self, ref: ray.ObjectRef, actor: int, value: Any) -> Iterator[Event]:
+        if self._placing.pop(ref, None) is not None:
+            del self._deadline[actor]
+            self._loading[self.handles[actor].load.remote()] = actor
+        elif self._loading.pop(ref, None) is not None:
+            yield Born(actor, value)
+        else:
+            del self._running[ref]
+            yield Done(ref, value)
+
+    def _failed(self, ref: ray.ObjectRef, error: BaseException) -> Iterator[Event]:
+        if ref in self._loading:
+            raise error  # the model can't be loaded: another try would end the same
+        del self._running[ref]
+        yield Failed(ref, error)
+
+    def _overdue(self) -> Iterator[Event]:
+        now = time.monotonic()
+        for actor, deadline in list(self._deadline.items()):
+            if now > deadline:
+                self._drop(actor)
+                yield NotPlaced(actor, self._no_room())
+
+    def _no_room(self) -> str:
+        has, free = ray.cluster_resources(), ray.available_resources()
+        listed = ", ".join(
+            f"{free.get(kind, 0):g} of {has.get(kind, 0):g} {kind} free" for kind in ("CPU", "GPU")
+        )
+        return (
+            f"The cluster found no room for an actor within {self._timeout_s:g} s. Asked for: "
+            f"{self._placement}. The cluster has {listed}. Ask for fewer actors or less for each "
+            "(num_actors, num_cpus_per_actor, num_gpus_per_actor), free what others hold, or raise "
+            "placement_timeout_s if machines are still to come."
+        )
+
+    def _drop(self, actor: int) -> None:
+        self._deadline.pop(actor, None)
+        for refs in (self._placing, self._loading, self._running):
+            for ref in [ref for ref, holder in refs.items() if holder == actor]:
+                del refs[ref]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

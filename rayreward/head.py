@@ -1,0 +1,167 @@
+"""The classification head: drawn from a seed where a checkpoint has none, and applied in float64.
+
+A *head* is every weight outside the body (and a pooler inside it, which encoders train along).
+Its last linear layer turns one vector into one reward; that layer is taken out of the model and
+applied here, row by row. Does not know how a model is loaded, tokenized or batched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_POOLER = re.compile(r"(^|\.)pooler\.")
+
+
+def is_head(name: str, base_prefix: str) -> bool:
+    """Whether a parameter belongs to the head rather than to the body.
+
+    Args:
+        name: Full parameter name, such as `score.weight` or `bert.pooler.dense.bias`.
+        base_prefix: The model's `base_model_prefix`.
+    """
+    return not name.startswith(f"{base_prefix}.") or _POOLER.search(name) is not None
+
+
+@contextlib.contextmanager
+def seeded_draws(seed: int) -> Iterator[None]:
+    """Inside, every random number that *this thread* draws on the CPU comes from `seed`.
+
+    The numbers are those that `torch.manual_seed(seed)` would give, but they come from a generator
+    of their own: the process's global RNG is neither read nor moved, and other threads draw as
+    before. So a model class can run its own weight initialisation, whatever its shape, and stay
+    reproducible.
+    """
+    with _DrawFrom(torch.Generator(device="cpu").manual_seed(seed)):
+        yield
+
+
+class _DrawFrom(TorchDispatchMode):
+    """Hands a generator to every operator that takes one and was given none."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        takes_generator = any(arg.name == "generator" for arg in func._schema.arguments)
+        on_cpu = not (args and isinstance(args[0], torch.Tensor) and args[0].device.type != "cpu")
+        if takes_generator and on_cpu and kwargs.get("generator") is None:
+            kwargs["generator"] = self._generator
+        return func(*args, **kwargs)
+
+
+class Head:
+    """The head of a loaded model, its last layer taken over.
+
+    The modules before the last layer (a dense layer, a pooler) stay in the model and run in
+    float32. The last layer's input is caught and its product computed here.
+
+    Attributes:
+        tensors: Every weight of the head by its name, sorted by name: the live ones, so that a
+            hash over them sees what the next reward is computed from.
+    """
+
+    def __init__(self, model: nn.Module, base_prefix: str) -> None:
+        self.tensors: Mapping[str, torch.Tensor] = {
+            name: parameter.detach()
+            for name, parameter in sorted(model.named_parameters())
+            if is_head(name, base_prefix)
+        }
+        name, last = _last_layer(model, base_prefix)
+        self._weight = last.weight.detach()
+        self._bias = None if last.bias is None else last.bias.detach()
+        self._catch = _Catch()
+        _replace(model, name, self._catch)
+        for module in _roots(model, base_prefix):
+            module.register_forward_pre_hook(_to_float32)
+
+    def caught(self, forward: Callable[[], object]) -> torch.Tensor:
+        """Runs a forward pass; returns what reached the last layer, `(B, H)` or `(B, L, H)`."""
+        forward()
+        caught, self._catch.seen = self._catch.seen, None
+        assert caught is not None, "the forward pass never reached the head"
+        return caught
+
+    def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Applies the last layer row by row in float64, then rounds to float32.
+
+        As one matrix product the rewards would depend on how many rows are computed together,
+        since BLAS takes other kernels for other row counts. A row alone has one way to be summed.
+
+        Args:
+            hidden: `(N, H)`, any floating dtype.
+
+        Returns:
+            `(N,)` float32 on the same device.
+        """
+        weight = self._weight[0].double()
+        rows = [(row * weight).sum() for row in hidden.double()]
+        rewards = torch.stack(rows)
+        if self._bias is not None:
+            rewards = rewards + self._bias[0].double()
+        return rewards.float()
+
+
+class _Catch(nn.Module):
+    """Stands where the last layer stood; keeps its input and answers zeros of the right shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.seen = hidden
+        return hidden.new_zeros((*hidden.shape[:-1], 1))
+
+
+def _last_layer(model: nn.Module, base_prefix: str) -> tuple[str, nn.Linear]:
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == 1
+        and is_head(f"{name}.weight", base_prefix)
+    ]
+    if len(found) != 1:
+        raise LookupError(
+            f"expected one linear layer with one output in the head, found {len(found)}"
+        )
+    return found[0]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _roots(model: nn.Module, base_prefix: str) -> list[nn.Module]:
+    """The outermost modules that hold nothing but head weights."""
+    tops = [
+        module
+        for name, module in model.named_children()
+        if name != base_prefix and any(True for _ in module.parameters())
+    ]
+    body = getattr(model, base_prefix, None)
+    pooler = getattr(body, "pooler", None)
+    return [*tops, pooler] if isinstance(pooler, nn.Module) else tops
+
+
+def _to_float32(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    )

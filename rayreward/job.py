@@ -1,0 +1,228 @@
+"""A scoring job: plan, dispatch, commit, manifest.
+
+`prepare_job` finds everything wrong with input and output before an actor is started or a byte is
+written; `run_job` does the work. Does not know command lines, or how actors come to be.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayreward._version import __version__
+from rayreward.actor import ShardContext
+from rayreward.config import JobConfig, ModelConfig
+from rayreward.dispatch import Dispatcher, Task
+from rayreward.errors import DataError, OutputError
+from rayreward.fingerprint import Fingerprint
+from rayreward.progress import Progress
+from rayreward.report import JobReport
+from rayreward.shards import Plan, plan_dataset
+from rayreward.types import Tally
+from rayreward.writing import OutputDirectory
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job whose input has been planned and whose output has been checked."""
+
+    config: JobConfig
+    model: ModelConfig
+    plan: Plan
+    output: OutputDirectory
+    found: dict[str, Any] | None
+    """The plan that an earlier run left in the output directory."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What makes this run this run, as plain values."""
+        return {
+            "version": _FORMAT_VERSION,
+            "files": [asdict(file) for file in self.plan.files],
+            "schema": str(self.plan.schema),
+            "rows": self.plan.rows,
+            "shards": len(self.plan.shards),
+            "settings": asdict(self.model),
+        }
+
+
+def prepare_job(config: JobConfig, model: ModelConfig) -> PreparedJob:
+    """Plans the input and checks the output. Writes nothing.
+
+    Raises:
+        DataError: The dataset can't be read or understood.
+        OutputError: The output directory belongs to another run, or overlaps the input.
+    """
+    plan = plan_dataset(config.dataset, config.rows_per_shard)
+    _check_place(config, plan)
+    output = OutputDirectory(config.output)
+    found = output.existing_plan()
+    job = PreparedJob(config, model, plan, output, found)
+    if found is not None and not config.restart:
+        _check_same_run(output, found, job.record)
+    return job
+
+
+def run_job(job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint) -> JobReport:
+    """Scores what is not scored yet, commits it part by part, and finishes the output.
+
+    Args:
+        job: From `prepare_job`.
+        dispatcher: With its actors up and checked.
+        fingerprint: What all of them hold.
+
+    Raises:
+        DataError: The input has changed since it was planned, or the model can't take its rows.
+        OutputError: The output can't be written, or belongs to another run.
+    """
+    if job.plan.conversational and fingerprint.chat_template is None:
+        raise DataError(
+            f"The rows of {job.config.dataset!r} are conversations, but the tokenizer of "
+            f"{job.model.model!r} has no chat template. Set tokenizer.chat_template and save it "
+            "with the checkpoint, or pass plain text."
+        )
+    _open_output(job, fingerprint)
+    provenance = make_provenance(job.model, fingerprint)
+    before = sum((part.tally for part in job.output.parts), Tally())
+    started, start = time.time(), time.monotonic()
+    _score_missing(job, dispatcher, provenance, before)
+    report = JobReport(
+        output=str(job.output.path),
+        tally=sum((part.tally for part in job.output.parts), Tally()),
+        provenance=provenance,
+        actors=len(dispatcher.actors),
+        elapsed_s=time.monotonic() - start,
+        rows_before=before.rows,
+        tokens_before=before.tokens,
+        max_failed_rows=job.config.max_failed_rows,
+    )
+    job.output.finish(_manifest(job, report, started))
+    return report
+
+
+def make_provenance(model: ModelConfig, fingerprint: Fingerprint) -> dict[str, Any]:
+    """What the parts say of their making: only what decides their bytes, so no times or hosts."""
+    return {
+        "rayreward": __version__,
+        "model": model.model,
+        "settings": asdict(model),
+        "fingerprint": fingerprint.to_dict(),
+    }
+
+
+def _check_place(config: JobConfig, plan: Plan) -> None:
+    """Refuses an output that overlaps the input, or that would vanish with a Ray job."""
+    written = Path(config.output).expanduser()
+    if not written.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise OutputError(
+            f"Output {config.output!r} is a relative path, and inside a Ray job the working "
+            "directory is a copy that is thrown away. Pass an absolute path that every machine "
+            "of the cluster sees."
+        )
+    output = written.resolve()
+    for file in plan.files:
+        if Path(file.path).is_relative_to(output):
+            raise OutputError(
+                f"Input {file.path} lies inside the output directory {output}. Choose another "
+                "output."
+            )
+    source = Path(config.dataset).expanduser()
+    if source.is_dir() and output.is_relative_to(source.resolve()):
+        raise OutputError(
+            f"Output {output} lies inside the input directory {source.resolve()}, so the next run "
+            "would read it as input. Choose an output beside it."
+        )
+
+
+def _check_same_run(
+    output: OutputDirectory, found: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    changed = list(_changes(found, wanted))
+    if changed:
+        shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
+        raise OutputError(
+            f"Output {output.path} belongs to another run: {shown}. Choose another output, or "
+            "start over there with restart=True (--restart)."
+        )
+
+
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """What differs between the plan that lies there and the one that is wanted."""
+    for name, value in wanted.items():
+        old = found.get(name)
+        if old == value:
+            continue
+        if isinstance(value, dict) and isinstance(old, dict):
+            yield from _changes(old, value)
+        elif name == "files":
+            yield "its input files are others, or have changed"
+        else:
+            yield f"{name} was {old!r} and is {value!r}"
+
+
+def _open_output(job: PreparedJob, fingerprint: Fingerprint) -> None:
+    record = {**job.record, "fingerprint": fingerprint.to_dict()}
+    if job.found is not None and not job.config.restart:
+        _check_same_run(job.output, job.found, record)
+        job.output.resume()
+        return
+    if job.found is not None:
+        job.output.clear()
+    job.output.create(record)
+
+
+def _score_missing(
+    job: PreparedJob, dispatcher: Dispatcher, provenance: dict[str, Any], before: Tally
+) -> None:
+    done = {part.shard for part in job.output.parts}
+    missing = [shard for shard in job.plan.shards if shard.index not in done]
+    context = ShardContext(
+        schema=job.plan.schema,
+        row_format=job.plan.row_format,
+        provenance=provenance,
+        attempts=str(job.output.attempts),
+    )
+    shared = ray.put(context)
+    tasks = (
+        Task(shard.index, f"Shard {shard.index} of {shard.file.path}", "score_shard", (shard, shared))
+        for shard in missing
+    )
+    progress = Progress(job.plan.rows, before.rows, style=job.config.progress)
+    try:
+        for _, attempt in dispatcher.run(tasks):
+            if job.output.promote(attempt):
+                progress.add(attempt.tally.rows, attempt.tally.tokens)
+    finally:
+        progress.close()
+
+
+def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, Any]:
+    return {
+        "version": _FORMAT_VERSION,
+        "provenance": dict(report.provenance),
+        "input": [asdict(file) for file in job.plan.files],
+        "rows": report.tally.rows,
+        "tally": asdict(report.tally),
+        "accuracy": report.accuracy,
+        "mean_margin": report.mean_margin,
+        "actors": report.actors,
+        "started_unix_s": started,
+        "elapsed_s": report.elapsed_s,
+        "parts": [
+            {
+                "name": part.name,
+                "rows": part.tally.rows,
+                "size_bytes": part.size_bytes,
+                "sha256": part.sha256,
+            }
+            for part in job.output.parts
+        ],
+    }

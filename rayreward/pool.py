@@ -1,0 +1,302 @@
+"""`RewardPool`: reward models on a Ray cluster behind one object."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from rayreward import signals
+from rayreward.actor import Birth, reward_or_nan
+from rayreward.checkpoint import local_directory, open_checkpoint
+from rayreward.columns import check_free
+from rayreward.config import JobConfig, ModelConfig, PoolConfig
+from rayreward.determinism import DeterminismReport, compare
+from rayreward.dispatch import Dispatcher, Task
+from rayreward.errors import DataError, PoolClosedError
+from rayreward.fingerprint import Fingerprint
+from rayreward.fleet import RayConnection, RayFleet
+from rayreward.job import PreparedJob, prepare_job, run_job
+from rayreward.placement import place
+from rayreward.preferences import check_schema
+from rayreward.report import JobReport
+from rayreward.types import Outcome
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+SLICE_ROWS = 64
+"""Rows of an in-memory batch that go to one actor at a time: the same whatever the number of
+actors, so that it can't be seen in the rewards."""
+
+
+class RewardPool:
+    """Reward models on a Ray cluster, loaded alike, checked to be alike, and kept alive.
+
+    Use it as a context manager, or call `close()`:
+
+        with RewardPool("path/or/hub-id", seed=42) as pool:
+            rewards = pool.score(["What is 2 + 2? It is 4.", "What is 2 + 2? It is 5."])
+
+    The pool starts Ray, and ends it, only where Ray is not running yet. Its methods may be called
+    from several threads; calls are served one after the other.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        seed: int | None = None,
+        head: Literal["auto", "trained", "seeded"] = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        max_length: int | None = None,
+        truncation: Literal["error-row", "left", "right"] = "error-row",
+        max_batch_tokens: int | Literal["auto"] = "auto",
+        pad_token: str | None = None,
+        num_actors: int | Literal["auto"] = "auto",
+        num_gpus_per_actor: float | None = None,
+        num_cpus_per_actor: float | None = None,
+        placement_timeout_s: float = 60.0,
+        tasks_per_actor: int = 2,
+        max_attempts: int = 3,
+        ray_address: str | None = None,
+    ) -> None:
+        """Starts the actors and checks that they hold the same model.
+
+        The arguments are the fields of `ModelConfig` and `PoolConfig` (`rayreward.config`), which
+        describe them.
+
+        Raises:
+            ConfigError: A setting is out of range.
+            ModelError: The checkpoint can't be loaded as a reward model.
+            PlacementError: The cluster has no room for a single actor.
+            DeterminismError: The actors hold different models.
+        """
+        settings = {key: value for key, value in locals().items() if key not in ("self", "model")}
+        self._start(
+            ModelConfig(model=model, **_fields_of(ModelConfig, settings)),
+            PoolConfig(**_fields_of(PoolConfig, settings)),
+        )
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, pool: PoolConfig | None = None) -> Self:
+        """Like the constructor, from configs."""
+        self = cls.__new__(cls)
+        self._start(model, pool or PoolConfig())
+        return self
+
+    def _start(self, model: ModelConfig, pool: PoolConfig) -> None:
+        self._lock = threading.RLock()
+        self._closed = False
+        directory = local_directory(model.model)
+        if directory is not None:
+            open_checkpoint(str(directory))  # what the files can tell is told before Ray starts
+            model = dataclasses.replace(model, model=str(directory))
+        self.model_config = model
+        self._connection = RayConnection(pool.ray_address)
+        try:
+            placement = place(pool, self._connection.machines())
+            self._fleet = RayFleet(model, placement, pool.placement_timeout_s)
+            self._dispatcher = Dispatcher(
+                self._fleet,
+                num_actors=placement.num_actors,
+                tasks_per_actor=pool.tasks_per_actor,
+                max_attempts=pool.max_attempts,
+                admit=self._admit,
+                check_interrupt=signals.check,
+            )
+            births: dict[int, Birth] = self._dispatcher.start()
+            report = compare({actor: birth.fingerprint for actor, birth in births.items()})
+            report.raise_if_different()
+            self._reference = report.reference
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def actors(self) -> list[ActorHandle[Any]]:
+        """Handles of the live actors; each has `score_batch(batch) -> rewards`."""
+        self._check_open()
+        return [self._fleet.handles[actor] for actor in self._dispatcher.actors]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What every actor of the pool holds."""
+        return self._reference
+
+    def verify(self) -> DeterminismReport:
+        """Hashes what every actor holds now and compares it with what the pool began with.
+
+        Returns:
+            The report, which prints as a table.
+
+        Raises:
+            DeterminismError: Some actors hold another model; the message names them.
+        """
+        with self._working():
+            actors = self._dispatcher.actors
+            tasks = [self._fleet.handles[actor].fingerprint.remote() for actor in actors]
+            held = dict(zip(actors, ray.get(tasks), strict=True))
+        report = compare(held, self._reference)
+        report.raise_if_different()
+        return report
+
+    def score(self, batch: Iterable[Any]) -> NDArray[np.float32]:
+        """Scores a batch in memory.
+
+        Args:
+            batch: Texts, records such as `{"prompt": …, "completion": …}`, or conversations
+                (lists of messages), also mixed.
+
+        Returns:
+            `(N,)` float32 in the batch's order. NaN where a row can't be scored; `score_table`
+            says why.
+
+        Raises:
+            DataError: An item is none of these.
+        """
+        outcomes = self._score_items(batch)
+        return np.array([reward_or_nan(outcome) for outcome in outcomes], dtype=np.float32)
+
+    async def score_async(self, batch: Iterable[Any]) -> NDArray[np.float32]:
+        """Like `score`, without blocking the event loop."""
+        return await asyncio.to_thread(self.score, list(batch))
+
+    def score_completions(
+        self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]
+    ) -> list[NDArray[np.float32]]:
+        """Scores several completions of each prompt.
+
+        Args:
+            prompts: N prompts, each a text or a list of messages.
+            completions: N lists of completions, each a text or a list of messages. The lists may
+                have different lengths.
+
+        Returns:
+            N arrays, the i-th of shape `(K_i,)`. NaN where a completion can't be scored.
+
+        Raises:
+            DataError: There are not as many lists as prompts.
+        """
+        if len(prompts) != len(completions):
+            raise DataError(
+                f"{len(prompts)} prompts but {len(completions)} lists of completions: pass one "
+                "list for each prompt."
+            )
+        records = [
+            {"prompt": prompt, "completion": completion}
+            for prompt, group in zip(prompts, completions, strict=True)
+            for completion in group
+        ]
+        rewards = self.score(records)
+        ends = np.cumsum([len(group) for group in completions])[:-1]
+        return list(np.split(rewards, ends)) if prompts else []
+
+    def score_table(self, table: pa.Table) -> pa.Table:
+        """Scores an Arrow table of any row format.
+
+        Returns:
+            The table with the reward and audit columns added (`rayreward.columns`).
+
+        Raises:
+            DataError: The columns are of no known row format, or already named like the added ones.
+        """
+        row_format = check_schema(table.schema)
+        check_free(table.schema, row_format.kind)
+        read = _sendable(table.select(list(row_format.read)))
+        slices = (read.slice(start, SLICE_ROWS) for start in range(0, max(len(read), 1), SLICE_ROWS))
+        added = pa.concat_tables(self._map("score_table", ((rows, row_format) for rows in slices)))
+        for field, column in zip(added.schema, added.columns, strict=True):
+            table = table.append_column(field, column)
+        return table
+
+    def score_dataset(self, dataset: str, output: str, **settings: Any) -> JobReport:
+        """Scores the files of a dataset into a directory of Parquet files.
+
+        The same call again takes up an unfinished run where it ended.
+
+        Args:
+            dataset: As in `JobConfig`.
+            output: As in `JobConfig`.
+            **settings: The other fields of `JobConfig`.
+
+        Raises:
+            DataError: The dataset can't be read or understood; nothing is written.
+            OutputError: The output directory belongs to another run, or can't be written.
+        """
+        job = JobConfig(dataset=dataset, output=output, **{"progress": "none", **settings})
+        return self.run_job(prepare_job(job, self.model_config))
+
+    def run_job(self, job: PreparedJob) -> JobReport:
+        """Runs a job from `rayreward.job.prepare_job`."""
+        with self._working():
+            return run_job(job, self._dispatcher, self._reference)
+
+    def close(self) -> None:
+        """Ends the actors, and Ray if the pool started it. Safe to call again."""
+        self._closed = True
+        if hasattr(self, "_dispatcher"):
+            self._dispatcher.stop()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _score_items(self, batch: Iterable[Any]) -> list[Outcome]:
+        items = list(batch)
+        slices = (items[start : start + SLICE_ROWS] for start in range(0, len(items), SLICE_ROWS))
+        results = self._map("score_items", ((rows,) for rows in slices))
+        return [outcome for result in results for outcome in result]
+
+    def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Calls an actor method for each tuple of arguments; results in the order of the calls."""
+        with self._working():
+            tasks = (
+                Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls)
+            )
+            results = {task.key: result for task, result in self._dispatcher.run(tasks)}
+        return [results[key] for key in sorted(results)]
+
+    def _admit(self, actor: int, birth: Birth) -> None:
+        compare({actor: birth.fingerprint}, self._reference).raise_if_different()
+
+    def _working(self) -> threading.RLock:
+        self._check_open()
+        return self._lock
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError("The pool is closed. Open a new RewardPool.")
+
+
+def _fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(config)}
+    return {key: value for key, value in settings.items() if key in names}
+
+
+def _sendable(table: pa.Table) -> pa.Table:
+    """Slices of string_view columns travel with their whole buffers: such text is copied out."""
+    schema = pa.schema(
+        [
+            field.with_type(pa.large_string()) if pa.types.is_string_view(field.type) else field
+            for field in table.schema
+        ]
+    )
+    return table.cast(schema)

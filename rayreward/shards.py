@@ -1,0 +1,213 @@
+"""A dataset becomes a plan: an ordered list of shards, frozen before any work starts.
+
+The plan depends on the files and the settings alone. It holds where rows are, never the rows.
+Does not know torch or Ray.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from rayreward.columns import check_free
+from rayreward.errors import DataError
+from rayreward.formats import EXTENSIONS, Format, Piece, format_named, format_of
+from rayreward.preferences import RowFormat, check_schema, is_conversational
+
+_AUTO_SHARDS = 256
+_AUTO_ROWS = (64, 4_096)
+"""Automatic shards: a 256th of the rows, so that progress is seen and a lost shard costs little,
+but neither so few rows that files abound nor so many that a shard takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the dataset, as it was when the plan was made."""
+
+    path: str
+    format: str
+    size_bytes: int
+    mtime_ns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A unit of work: consecutive rows of one file."""
+
+    index: int
+    file: SourceFile
+    piece: Piece
+
+    @property
+    def rows(self) -> int:
+        return self.piece.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about the input that the work needs to know."""
+
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema
+    row_format: RowFormat
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def conversational(self) -> bool:
+        """Whether rows go through the model's chat template."""
+        return is_conversational(self.schema, self.row_format)
+
+
+def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -> Plan:
+    """Finds the files, checks that they fit together, and cuts them into shards.
+
+    Args:
+        dataset: A file, a directory, a glob, or what `datasets.save_to_disk` wrote.
+        rows_per_shard: Rows in a shard; a shard never crosses a file or a Parquet row group.
+
+    Raises:
+        DataError: Nothing is there, it is empty, it can't be read, or its columns are unknown.
+    """
+    paths = find_files(dataset)
+    scans = [(path, _format(path)) for path in paths]
+    _check_one_format(scans)
+    schema: pa.Schema | None = None
+    files = []
+    for path, form in scans:
+        scan = form.scan(path)
+        if scan.rows:
+            schema = _merge(schema, scan.schema.remove_metadata(), files, path, form)
+        stat = os.stat(path)
+        files.append(SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows))
+    if schema is None:
+        raise DataError(f"Dataset {dataset!r} is empty: {len(paths)} files, no rows.")
+    row_format = check_schema(schema)
+    check_free(schema, row_format.kind)
+    total = sum(file.rows for file in files)
+    size = _auto_rows(total) if rows_per_shard == "auto" else rows_per_shard
+    shards = (Shard(index, *where) for index, where in enumerate(_cut(files, size)))
+    return Plan(tuple(files), schema, row_format, tuple(shards))
+
+
+def find_files(dataset: str) -> list[str]:
+    """The files of a dataset, as absolute paths in sorted order.
+
+    Raises:
+        DataError: There are none.
+    """
+    if "://" in dataset:
+        raise DataError(
+            f"Dataset {dataset!r} is a URL; only local paths are read. Mount or download it."
+        )
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        return [str(path.resolve())]
+    if path.is_dir():
+        return _files_in(path)
+    matches = sorted(glob.glob(str(path), recursive=True))
+    files = [str(Path(match).resolve()) for match in matches if Path(match).is_file()]
+    if not files:
+        raise DataError(
+            f"Dataset {dataset!r}: no such file or directory, and no file matches it as a "
+            "pattern. Check the path; inside a Ray job, relative paths start at its working "
+            "directory."
+        )
+    return files
+
+
+def _files_in(directory: Path) -> list[str]:
+    if (directory / "dataset_dict.json").exists():
+        splits = json.loads((directory / "dataset_dict.json").read_text())["splits"]
+        raise DataError(
+            f"Dataset {str(directory)!r} holds several splits ({', '.join(splits)}). Pass one of "
+            f"them, such as {str(directory / splits[0])!r}."
+        )
+    if (directory / "state.json").exists() and (directory / "dataset_info.json").exists():
+        state = json.loads((directory / "state.json").read_text())
+        return [str((directory / item["filename"]).resolve()) for item in state["_data_files"]]
+    found = sorted(
+        str(path.resolve())
+        for path in directory.rglob("*")
+        if path.is_file() and not _hidden(path.relative_to(directory)) and format_of(path.name)
+    )
+    if not found:
+        raise DataError(
+            f"Dataset {str(directory)!r} holds no data files. Files ending in "
+            f"{', '.join(EXTENSIONS)} are read."
+        )
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.parts)
+
+
+def _format(path: str) -> Format:
+    form = format_of(path)
+    if form is None:
+        raise DataError(
+            f"{path} has no extension that tells its format. Files ending in "
+            f"{', '.join(EXTENSIONS)} are read: rename it."
+        )
+    return form
+
+
+def _check_one_format(files: list[tuple[str, Format]]) -> None:
+    first_path, first = files[0]
+    for path, form in files:
+        if form.name != first.name:
+            raise DataError(
+                f"The dataset mixes formats: {first_path} is {first.name}, {path} is {form.name}. "
+                "If they hold the same rows, pass one of them; else convert them to one format."
+            )
+
+
+def _merge(
+    schema: pa.Schema | None, found: pa.Schema, before: list[SourceFile], path: str, form: Format
+) -> pa.Schema:
+    """The schema of the files so far and one more."""
+    if schema is None:
+        return found
+    if form.name == "json":  # a schema found by looking at values: it may lack what others have
+        try:
+            return pa.unify_schemas([schema, found], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(f"{path} does not fit the files before it: {error}.") from error
+    theirs = {field.name: field.type for field in found}
+    ours = {field.name: field.type for field in schema}
+    differing = sorted(
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise DataError(
+            f"The files have different columns: {name!r} is {ours.get(name, 'absent')} in "
+            f"{before[0].path} and {theirs.get(name, 'absent')} in {path}"
+            + (f" (so differ {', '.join(differing[1:])})" if differing[1:] else "")
+            + ". Give all files one schema, or score them apart."
+        )
+    return schema
+
+
+def _auto_rows(total: int) -> int:
+    low, high = _AUTO_ROWS
+    return min(max(-(-total // _AUTO_SHARDS), low), high)
+
+
+def _cut(files: list[SourceFile], rows: int) -> Iterator[tuple[SourceFile, Piece]]:
+    for file in files:
+        if file.rows:
+            for piece in format_named(file.format).split(file.path, rows):
+                yield file, piece

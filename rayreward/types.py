@@ -1,0 +1,144 @@
+"""Frozen values that cross the borders between modules.
+
+They hold data and answer simple questions about it; nothing here reads files, loads models or
+talks to Ray.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `role`, `content` and whatever else the chat template reads."""
+
+
+class Status(enum.StrEnum):
+    """Why a row has its reward, or why it has none. Written to the `reward_status` column."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    """There was no token to score."""
+    TOO_LONG = "too_long"
+    """More tokens than `max_length`, and `truncation="error-row"`."""
+    MALFORMED = "malformed"
+    """The row is not what its columns promise: a null, a wrong type, bytes that are not UTF-8."""
+    NOT_FINITE = "not_finite"
+    """The model answered with NaN or an infinity."""
+    UNREADABLE = "unreadable"
+    """The part of the input file that holds the row is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reward that could not be computed, and why."""
+
+    status: Status
+    detail: str
+    tokens: int | None = None
+    """Tokens of the text, where it got so far as to be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text: a prompt, possibly empty, and what follows it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages for the model's own chat template."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Sample = Text | Conversation | Failure
+"""What gets one reward, or the reason why it won't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The token ids of one sample, as the model sees them."""
+
+    ids: tuple[int, ...]
+    original_length: int
+    """Tokens before truncation; equal to `len(ids)` where nothing was cut."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.original_length > len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The outcome for one sample."""
+
+    value: float
+    """The reward, finite."""
+
+    tokens: int
+    """Tokens that the model was given."""
+
+    truncated: bool
+    """Whether some of the text was cut off to fit."""
+
+
+Outcome = Reward | Failure
+"""What became of one sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over rows, added up shard by shard.
+
+    `margin_sum` is over pairs with both rewards, in float64 and in row order.
+    """
+
+    rows: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
+    """Rows without a reward, by status."""
+    rewards: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    pairs: int = 0
+    """Pairs with both rewards."""
+    wins: int = 0
+    """Pairs whose chosen side has the higher reward."""
+    ties: int = 0
+    margin_sum: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        statuses = sorted({*self.failed, *other.failed})
+        added = {s: self.failed.get(s, 0) + other.failed.get(s, 0) for s in statuses}
+        return Tally(
+            rows=self.rows + other.rows,
+            failed=added,
+            rewards=self.rewards + other.rewards,
+            tokens=self.tokens + other.tokens,
+            truncated=self.truncated + other.truncated,
+            pairs=self.pairs + other.pairs,
+            wins=self.wins + other.wins,
+            ties=self.ties + other.ties,
+            margin_sum=self.margin_sum + other.margin_sum,
+        )
+
+    @property
+    def failed_rows(self) -> int:
+        return sum(self.failed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A finished try at a shard: a file beside the output that is no part of it yet."""
+
+    shard: int
+    path: str
+    size_bytes: int
+    sha256: str
+    tally: Tally
