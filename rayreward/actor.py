@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from rayreward.writing import output_schema, write_attempt
 if TYPE_CHECKING:
     from rayreward.scorer import Scorer
 
-Batch = Sequence[Any] | pa.Table | pa.RecordBatch
+Batch: TypeAlias = Sequence[Any] | pa.Table | pa.RecordBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,10 @@ class RewardActor:
             rows = read_shard(shard, context.schema)
             added = self.score_table(rows, context.row_format)
         except Damaged as error:
-            rows = pa.table([pa.nulls(shard.rows, field.type) for field in context.schema],
-                            names=context.schema.names)
+            rows = pa.table(
+                [pa.nulls(shard.rows, field.type) for field in context.schema],
+                names=context.schema.names,
+            )
             added = unreadable_columns(context.row_format.kind, shard.rows, str(error))
         kind = context.row_format.kind
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)

@@ -13,7 +13,15 @@ from typing import Any
 
 from rayreward.errors import ModelError
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken"]
+_HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.jinja",
+    "merges.txt",
+    "vocab.txt",
+    "*.tiktoken",
+]
 """What is fetched from the hub: never pickled weights, never code."""
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
@@ -142,7 +150,8 @@ def _read_shapes(model: str, path: Path) -> dict[str, tuple[int, ...]]:
     for file in _weight_files(model, path):
         try:
             with safe_open(file, framework="np") as tensors:
-                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+                for key in tensors.keys():  # noqa: SIM118  # a handle, not a dict
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
         except Exception as error:
             raise ModelError(
                 f"Weights file {file} can't be read ({_first_line(error)}). It may be cut off: "

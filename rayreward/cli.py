@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
@@ -62,7 +63,7 @@ class PrintFingerprint:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`rayreward COMMAND …`; returns the exit code."""
-    commands = {"score": Score, "fingerprint": PrintFingerprint}
+    commands: dict[str, Callable[..., Any]] = {"score": Score, "fingerprint": PrintFingerprint}
     parse = tyro.extras.subcommand_cli_from_dict
     return _guarded(lambda: parse(commands, prog="rayreward", args=arguments).run())
 

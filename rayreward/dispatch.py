@@ -114,7 +114,7 @@ class Dispatcher:
             fleet: The actors.
             num_actors: How many to keep.
             tasks_per_actor: Tasks handed to an actor at once.
-            max_attempts: Deaths of actors over one task, or over one actor's start, until giving up.
+            max_attempts: Deaths over one task, or over one actor's start, until giving up.
             admit: Called with a replacement's number and birth before it gets work; raises if it
                 may not have any.
             check_interrupt: Called often; may raise to end whatever is going on.

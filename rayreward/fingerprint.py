@@ -11,9 +11,10 @@ import json
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     Bytes are little-endian and row-major. Every part is preceded by its length, so that no two
     different sets of tensors give the same stream of bytes.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -94,6 +97,7 @@ def hash_tokenizer(hf: Any) -> str:
 def find_environment(device: torch.device) -> Environment:
     """What this process computes with."""
     import tokenizers
+    import torch
     import transformers
 
     on_gpu = device.type == "cuda"

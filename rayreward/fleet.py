@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -20,6 +20,8 @@ from rayreward.actor import RewardActor
 from rayreward.config import ModelConfig
 from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotPlaced, Task
 from rayreward.placement import Machine, Placement
+
+Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 
 class RayConnection:
@@ -79,18 +81,18 @@ class RayFleet:
         )
         self.handles: dict[int, Any] = {}
         self._deadline: dict[int, float] = {}
-        self._placing: dict[ray.ObjectRef, int] = {}
-        self._loading: dict[ray.ObjectRef, int] = {}
-        self._running: dict[ray.ObjectRef, int] = {}
+        self._placing: dict[Ref, int] = {}
+        self._loading: dict[Ref, int] = {}
+        self._running: dict[Ref, int] = {}
 
     def start(self, actor: int) -> None:
-        handle = self._class.remote(*self._args)
+        handle: Any = self._class.remote(*self._args)
         self.handles[actor] = handle
         self._deadline[actor] = time.monotonic() + self._timeout_s
         self._placing[handle.__ray_ready__.remote()] = actor
 
-    def submit(self, actor: int, task: Task) -> ray.ObjectRef:
-        ref: ray.ObjectRef = getattr(self.handles[actor], task.method).remote(*task.args)
+    def submit(self, actor: int, task: Task) -> Ref:
+        ref: Ref = getattr(self.handles[actor], task.method).remote(*task.args)
         self._running[ref] = actor
         return ref
 
@@ -103,7 +105,7 @@ class RayFleet:
             time.sleep(timeout_s)
         return list(self._overdue())
 
-    def forget(self, ticket: ray.ObjectRef) -> None:
+    def forget(self, ticket: Ref) -> None:
         self._running.pop(ticket, None)
 
     def stop(self, actor: int) -> None:
@@ -113,7 +115,7 @@ class RayFleet:
             with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
                 ray.kill(handle)
 
-    def _events(self, ready: list[ray.ObjectRef]) -> Iterator[Event]:
+    def _events(self, ready: list[Ref]) -> Iterator[Event]:
         for ref in ready:
             actor = self._placing.get(ref, self._loading.get(ref, self._running.get(ref)))
             if actor is None:  # its actor was found dead a moment ago
@@ -128,7 +130,7 @@ class RayFleet:
             else:
                 yield from self._succeeded(ref, actor, value)
 
-    def _succeeded(self, ref: ray.ObjectRef, actor: int, value: Any) -> Iterator[Event]:
+    def _succeeded(self, ref: Ref, actor: int, value: Any) -> Iterator[Event]:
         if self._placing.pop(ref, None) is not None:
             del self._deadline[actor]
             self._loading[self.handles[actor].load.remote()] = actor
@@ -138,7 +140,7 @@ class RayFleet:
             del self._running[ref]
             yield Done(ref, value)
 
-    def _failed(self, ref: ray.ObjectRef, error: BaseException) -> Iterator[Event]:
+    def _failed(self, ref: Ref, error: BaseException) -> Iterator[Event]:
         if ref in self._loading:
             raise error  # the model can't be loaded: another try would end the same
         del self._running[ref]

@@ -46,7 +46,7 @@ class _DrawFrom(TorchDispatchMode):
     """Hands a generator to every operator that takes one and was given none."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = generator
 
     def __torch_dispatch__(

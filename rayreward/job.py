@@ -142,9 +142,7 @@ def _check_place(config: JobConfig, plan: Plan) -> None:
         )
 
 
-def _check_same_run(
-    output: OutputDirectory, found: dict[str, Any], wanted: dict[str, Any]
-) -> None:
+def _check_same_run(output: OutputDirectory, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     changed = list(_changes(found, wanted))
     if changed:
         shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
@@ -192,7 +190,9 @@ def _score_missing(
     )
     shared = ray.put(context)
     tasks = (
-        Task(shard.index, f"Shard {shard.index} of {shard.file.path}", "score_shard", (shard, shared))
+        Task(
+            shard.index, f"Shard {shard.index} of {shard.file.path}", "score_shard", (shard, shared)
+        )
         for shard in missing
     )
     progress = Progress(job.plan.rows, before.rows, style=job.config.progress)

@@ -165,7 +165,7 @@ def _from_pretrained(
     model_class = _one_label_class(checkpoint, model_config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        module, info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             checkpoint.path,
             config=model_config,
             dtype=dtype,
@@ -175,6 +175,7 @@ def _from_pretrained(
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"Model {checkpoint.name!r} can't be loaded: {error}") from error
+    module, info = loaded
     _refuse_mismatched(checkpoint, module, info["mismatched_keys"])
     missing = set(info["missing_keys"])
     _refuse_missing_body(checkpoint, module, missing)
@@ -199,9 +200,7 @@ def _one_label_class(checkpoint: Checkpoint, model_config: Any) -> type[PreTrain
         ) from error
     base, prefix = type(skeleton), skeleton.base_model_prefix
     head = sorted(
-        name.rpartition(".")[0]
-        for name, _ in skeleton.named_parameters()
-        if is_head(name, prefix)
+        name.rpartition(".")[0] for name, _ in skeleton.named_parameters() if is_head(name, prefix)
     )
 
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -230,7 +229,9 @@ def _refuse_mismatched(checkpoint: Checkpoint, module: PreTrainedModel, mismatch
     )
 
 
-def _refuse_missing_body(checkpoint: Checkpoint, module: PreTrainedModel, missing: set[str]) -> None:
+def _refuse_missing_body(
+    checkpoint: Checkpoint, module: PreTrainedModel, missing: set[str]
+) -> None:
     body = sorted(name for name in missing if not is_head(name, module.base_model_prefix))
     if body:
         raise ModelError(
@@ -242,9 +243,7 @@ def _refuse_missing_body(checkpoint: Checkpoint, module: PreTrainedModel, missin
 
 def _refuse_unused_head(checkpoint: Checkpoint, unexpected: set[str]) -> None:
     """A head under a name that the architecture does not know must not be replaced by a draw."""
-    unused = sorted(
-        name for name in unexpected if checkpoint.shapes.get(name, (0,))[0] == 1
-    )
+    unused = sorted(name for name in unexpected if checkpoint.shapes.get(name, (0,))[0] == 1)
     if unused:
         raise ModelError(
             f"Model {checkpoint.name!r} has a tensor with one output, {unused[0]}, that its "

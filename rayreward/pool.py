@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -213,7 +213,9 @@ class RewardPool:
         row_format = check_schema(table.schema)
         check_free(table.schema, row_format.kind)
         read = _sendable(table.select(list(row_format.read)))
-        slices = (read.slice(start, SLICE_ROWS) for start in range(0, max(len(read), 1), SLICE_ROWS))
+        slices = (
+            read.slice(start, SLICE_ROWS) for start in range(0, max(len(read), 1), SLICE_ROWS)
+        )
         added = pa.concat_tables(self._map("score_table", ((rows, row_format) for rows in slices)))
         for field, column in zip(added.schema, added.columns, strict=True):
             table = table.append_column(field, column)
@@ -268,9 +270,7 @@ class RewardPool:
     def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Calls an actor method for each tuple of arguments; results in the order of the calls."""
         with self._working():
-            tasks = (
-                Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls)
-            )
+            tasks = (Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls))
             results = {task.key: result for task, result in self._dispatcher.run(tasks)}
         return [results[key] for key in sorted(results)]
 

@@ -149,7 +149,9 @@ class _Malformed(ValueError):
 
 def _join(row: Row, prompt: Any, completion: Any, name: str) -> Sample:
     if prompt is _NO_PROMPT:
-        return _plain("", completion) if isinstance(completion, str) else _talk(row, completion, name)
+        return (
+            _plain("", completion) if isinstance(completion, str) else _talk(row, completion, name)
+        )
     if isinstance(prompt, str) and isinstance(completion, str):
         return _plain(prompt, completion)
     if isinstance(prompt, str):
@@ -235,7 +237,8 @@ def is_string(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return any(
-        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        test(kind)
+        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     )
 
 
@@ -290,6 +293,7 @@ def is_conversational(schema: Any, row_format: RowFormat) -> bool:
     """Whether rows of this schema go through a chat template."""
     types = [schema.field(name).type for name in row_format.columns]
     return any(
-        is_list_of(kind, _is_message) or is_list_of(kind, lambda item: is_list_of(item, _is_message))
+        is_list_of(kind, _is_message)
+        or is_list_of(kind, lambda item: is_list_of(item, _is_message))
         for kind in types
     )

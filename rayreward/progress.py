@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 _LINE_EVERY_S = 10.0
 """Plain lines: often enough to see life, seldom enough not to fill a log."""
@@ -75,7 +75,7 @@ class Progress:
         elapsed = self._clock() - self._start
         return count / elapsed if elapsed > 0 else 0.0
 
-    def _make_bar(self):  # type: ignore[no-untyped-def]  # tqdm has no types
+    def _make_bar(self) -> Any:
         from tqdm import tqdm
 
         return tqdm(

@@ -65,7 +65,10 @@ class JobReport:
             lines.append(("truncated", f"{self.tally.truncated:,} texts"))
         lines += [
             ("tokens", f"{self.tally.tokens:,} ({self.tokens_per_s:,.0f} tokens/s)"),
-            ("actors", f"{self.actors} on {self.provenance['fingerprint']['environment']['device']}"),
+            (
+                "actors",
+                f"{self.actors} on {self.provenance['fingerprint']['environment']['device']}",
+            ),
             ("model", f"{self.provenance['model']} ({self.provenance['fingerprint']['dtype']})"),
             ("head", describe_head(self.provenance)),
             ("head sha256", self.provenance["fingerprint"]["head"]),

@@ -42,7 +42,9 @@ class Scorer:
         self._checkpoint = checkpoint
         self._config = config
         budget = config.max_batch_tokens
-        self._max_batch_tokens = _AUTO_BATCH_TOKENS[model.device.type] if budget == "auto" else budget
+        self._max_batch_tokens = (
+            _AUTO_BATCH_TOKENS[model.device.type] if budget == "auto" else budget
+        )
 
     @classmethod
     def load(cls, config: ModelConfig, device: str = "cpu") -> Scorer:

@@ -48,6 +48,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
+        """How many rows it has."""
         return self.piece.rows
 
 
@@ -62,6 +63,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
+        """Rows of the whole dataset."""
         return sum(file.rows for file in self.files)
 
     @property
@@ -84,7 +86,7 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
     scans = [(path, _format(path)) for path in paths]
     _check_one_format(scans)
     schema: pa.Schema | None = None
-    files = []
+    files: list[SourceFile] = []
     for path, form in scans:
         scan = form.scan(path)
         if scan.rows:

@@ -44,18 +44,20 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _valid(column: pa.ChunkedArray) -> int:
     flat = _flat(column)
-    return len(flat) - flat.null_count
+    return int(len(flat) - flat.null_count)
 
 
 def _total(column: pa.ChunkedArray) -> int:
-    return pc.sum(_flat(column)).as_py() or 0
+    return int(pc.sum(_flat(column)).as_py() or 0)
 
 
 def _count_pairs(columns: pa.Table) -> dict[str, Any]:
     both = [
         (chosen, rejected)
         for chosen, rejected in zip(
-            columns["reward_chosen"].to_pylist(), columns["reward_rejected"].to_pylist(), strict=True
+            columns["reward_chosen"].to_pylist(),
+            columns["reward_rejected"].to_pylist(),
+            strict=True,
         )
         if chosen is not None and rejected is not None
     ]

@@ -72,6 +72,7 @@ class Tokens:
 
     @property
     def truncated(self) -> bool:
+        """Whether some of the text was cut off to fit."""
         return self.original_length > len(self.ids)
 
 
@@ -130,6 +131,7 @@ class Tally:
 
     @property
     def failed_rows(self) -> int:
+        """Rows without a reward, or lacking one of theirs."""
         return sum(self.failed.values())
 
 

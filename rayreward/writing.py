@@ -96,6 +96,7 @@ class OutputDirectory:
 
     @property
     def attempts(self) -> Path:
+        """Where actors write."""
         return self._ours / "attempts"
 
     @property
@@ -130,7 +131,11 @@ class OutputDirectory:
 
     def clear(self) -> None:
         """Removes everything that RayReward wrote here, and nothing else."""
-        for part in [*self.path.glob("part-*.parquet"), self.path / _MANIFEST, self.path / _SUCCESS]:
+        for part in [
+            *self.path.glob("part-*.parquet"),
+            self.path / _MANIFEST,
+            self.path / _SUCCESS,
+        ]:
             part.unlink(missing_ok=True)
         shutil.rmtree(self._ours, ignore_errors=True)
 

@@ -1,0 +1,48 @@
+# Two commands to begin with: `make demo` and `make test`. Each sets up what it needs in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := $$($(BIN)/python examples/smollm2.py)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   score the example dataset with a 135M model (sets up .venv)"
+	@echo "make test   run the tests"
+	@echo "make check  run the gate: format, lint, types, layers, tests"
+	@echo "make bench  score 2,312 real pairs and time it"
+	@echo "make clean  remove .venv and build/"
+
+demo: .venv/demo
+	$(BIN)/rayreward score --model "$(MODEL)" --seed 42 \
+	    --dataset examples/preferences.parquet --output build/demo --restart
+	@$(BIN)/python examples/show.py build/demo
+
+test: .venv/dev
+	$(BIN)/pytest
+
+check: .venv/dev
+	scripts/check
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/hh.py
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "RayReward needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo: .venv/python pyproject.toml constraints.txt
+	@echo "setting up .venv (a minute or two the first time)"
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/dev: .venv/python pyproject.toml constraints.txt
+	@echo "setting up .venv for development (a few minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/demo
+
+clean:
+	rm -rf .venv build

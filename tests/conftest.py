@@ -1,0 +1,41 @@
+"""Fixtures for all tests. Importing this imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The project's example data."""
+    return ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A headless Llama checkpoint, small enough to load in no time."""
+    from tiny import make_checkpoint
+
+    return str(make_checkpoint(tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One local Ray cluster with 4 CPUs for all tests that take `ray_cluster`."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, configure_logging=False)
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,119 @@
+"""Tiny checkpoints with random weights, built on the spot: real architectures, real files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    RobertaConfig,
+)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+)
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 400,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2),
+    "qwen2": lambda: Qwen2Config(**_SHAPE, num_key_value_heads=2),
+    "gemma": lambda: GemmaConfig(**_SHAPE, num_key_value_heads=2, head_dim=8),
+    "gpt2": lambda: GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        vocab_size=400,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "bert": lambda: BertConfig(**_SHAPE),
+    "roberta": lambda: RobertaConfig(**_SHAPE),
+}
+ENCODERS = ("bert", "roberta")
+
+
+@cache
+def _trained() -> str:
+    """A byte-level BPE tokenizer, as JSON."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "What is the best answer to a question about the weather? It is the one that is true."
+    tokenizer.train_from_iterator([text] * 4, trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(*, bos: bool = False, chat: bool = True, pad: bool = True) -> Any:
+    """A tokenizer; with `bos` it puts `<s>` before every plain text."""
+    backend = Tokenizer.from_str(_trained())
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        **({"pad_token": "<pad>"} if pad else {}),
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_checkpoint(
+    directory: Path,
+    architecture: str = "llama",
+    *,
+    head: bool = False,
+    num_labels: int = 1,
+    dtype: torch.dtype = torch.float32,
+    weights_seed: int = 1,
+    **tokenizer: bool,
+) -> Path:
+    """Writes a checkpoint: headless as a language model is, or with a trained-looking head."""
+    config = CONFIGS[architecture]()
+    auto: Any = AutoModelForMaskedLM if architecture in ENCODERS else AutoModelForCausalLM
+    if head:
+        config.num_labels = num_labels
+        auto = AutoModelForSequenceClassification
+    state = torch.get_rng_state()
+    torch.manual_seed(weights_seed)
+    auto.from_config(config).to(dtype).save_pretrained(directory)
+    torch.set_rng_state(state)
+    make_tokenizer(**tokenizer).save_pretrained(directory)
+    return directory
