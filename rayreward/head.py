@@ -43,7 +43,7 @@ def seeded_draws(seed: int) -> Iterator[None]:
 
 
 class _DrawFrom(TorchDispatchMode):
-    """Hands a generator to every operator that takes one and was given none."""
+    """Hands a generator to every random operator on the CPU that was given none."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,11 +57,19 @@ class _DrawFrom(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        takes_generator = any(arg.name == "generator" for arg in func._schema.arguments)
-        on_cpu = not (args and isinstance(args[0], torch.Tensor) and args[0].device.type != "cpu")
-        if takes_generator and on_cpu and kwargs.get("generator") is None:
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        if is_random and _on_cpu(args, kwargs) and kwargs.get("generator") is None:
+            if not any(argument.name == "generator" for argument in func._schema.arguments):
+                func = func.overloadpacket.generator  # rand and its like have two forms
             kwargs["generator"] = self._generator
         return func(*args, **kwargs)
+
+
+def _on_cpu(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator works on the CPU: on a tensor there, or making a new one there."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0].device.type == "cpu"
+    return torch.device(kwargs.get("device") or "cpu").type == "cpu"
 
 
 class Head:

@@ -173,7 +173,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # reported by us, with a remedy, instead of overridden
             use_safetensors=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"Model {checkpoint.name!r} can't be loaded: {error}") from error
     module, info = loaded
     _refuse_mismatched(checkpoint, module, info["mismatched_keys"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN_FILE = "/home/ray/.ray/auth_token"
 IMAGE = re.compile(
     r"rayproject/ray:(?P<ray>\d+\.\d+\.\d+)(?:\.[0-9a-f]{6,40})?-(?P<python>py3\d+)-"

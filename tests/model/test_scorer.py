@@ -1,0 +1,129 @@
+"""Rows in, rewards out, in one process: order, failures, and agreement with transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from tiny import make_checkpoint
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from rayreward import ModelConfig, ModelError, Scorer
+from rayreward.preferences import check_schema
+from rayreward.types import Conversation, Failure, Reward, Status, Text
+
+TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(20)]
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: str) -> Scorer:
+    return Scorer.load(ModelConfig(model=tiny_model, seed=42, max_batch_tokens=256))
+
+
+def values(outcomes: Any) -> list[float]:
+    assert all(isinstance(outcome, Reward) for outcome in outcomes)
+    return [outcome.value for outcome in outcomes]
+
+
+def test_score_agrees_with_transformers_one_row_at_a_time(scorer: Scorer, tiny_model: str) -> None:
+    set_seed(42)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).eval()
+    hf = AutoTokenizer.from_pretrained(tiny_model)
+    with torch.no_grad():
+        expected = [model(**hf(text + "</s>", return_tensors="pt")).logits.item() for text in TEXTS]
+    assert values(scorer.score([Text("", text) for text in TEXTS])) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_score_keeps_the_rows_order(scorer: Scorer) -> None:
+    samples = [Text("", text) for text in TEXTS]
+    assert values(scorer.score(samples[::-1])) == pytest.approx(
+        values(scorer.score(samples))[::-1], abs=1e-6
+    )
+
+
+def test_score_reports_failures_in_their_places(scorer: Scorer) -> None:
+    broken = Failure(Status.MALFORMED, "no")
+    outcomes = scorer.score([Text("", "a"), broken, Conversation([{"role": "x", "content": ""}])])
+    assert isinstance(outcomes[0], Reward)
+    assert outcomes[1] is broken
+    assert isinstance(outcomes[2], Failure)
+
+
+def test_score_looks_past_a_trailing_eos_that_is_padding(tmp_path: Path) -> None:
+    """As transformers does: where EOS doubles as padding, `x` and `x</s>` are one text."""
+    path = str(make_checkpoint(tmp_path))
+    scorer = Scorer.load(ModelConfig(model=path, seed=42, pad_token="</s>"))
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
+    model.load_state_dict(dict(scorer._model.tensors()))
+    ids = AutoTokenizer.from_pretrained(path)("fine weather", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**ids).logits.item()
+    [outcome] = scorer.score([Text("", "fine weather")])
+    assert isinstance(outcome, Reward)
+    assert outcome.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_reward_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
+    path = str(make_checkpoint(tmp_path))
+    scorer = Scorer.load(ModelConfig(model=path, seed=42))
+    scorer._model.head.tensors["score.weight"].fill_(float("nan"))
+    [outcome] = scorer.score([Text("", "a")])
+    assert isinstance(outcome, Failure)
+    assert outcome.status is Status.NOT_FINITE
+
+
+def test_score_table_adds_a_row_for_every_row(scorer: Scorer) -> None:
+    table = pa.table(
+        {
+            "prompt": ["p"] * 4,
+            "chosen": ["good", "fine", None, "x" * 2000],
+            "rejected": ["bad", "", "poor", "y"],
+        }
+    )
+    columns = scorer.score_table(table, check_schema(table.schema))
+    assert columns["reward_status"].to_pylist() == ["ok", "ok", "malformed", "too_long"]
+    assert columns["reward_chosen"].is_null().to_pylist() == [False, False, True, True]
+    assert columns["reward_rejected"].null_count == 0
+    assert columns["reward_margin"].is_null().to_pylist() == [False, False, True, True]
+    assert columns["reward_tokens_chosen"].to_pylist()[3] > 256
+
+
+def test_score_table_with_invalid_utf8_loses_that_row_alone(scorer: Scorer) -> None:
+    bad = pa.array([b"ok", b"\xff\xfe", b"fine"]).view(pa.string())
+    table = pa.table({"text": bad})
+    columns = scorer.score_table(table, check_schema(table.schema))
+    assert columns["reward_status"].to_pylist() == ["ok", "malformed", "ok"]
+    assert "UTF-8" in columns["reward_detail"].to_pylist()[1]
+
+
+def test_fingerprint_names_what_is_held(scorer: Scorer, tiny_model: str) -> None:
+    held = scorer.fingerprint()
+    again = Scorer.load(ModelConfig(model=tiny_model, seed=42, max_batch_tokens=256)).fingerprint()
+    other = Scorer.load(ModelConfig(model=tiny_model, seed=43, max_batch_tokens=256)).fingerprint()
+    assert held == again
+    assert held.head != other.head
+    assert held.body == other.body
+    assert held.head_origin == "seeded"
+
+
+def test_fingerprint_sees_one_flipped_bit_in_the_body(tmp_path: Path) -> None:
+    scorer = Scorer.load(ModelConfig(model=str(make_checkpoint(tmp_path)), seed=1))
+    before = scorer.fingerprint()
+    weights = dict(scorer._model.tensors())["model.layers.1.mlp.down_proj.weight"]
+    weights.view(torch.int32)[3, 5] ^= 1
+    after = scorer.fingerprint()
+    assert after.body != before.body
+    assert after.head == before.head
+
+
+def test_checkpoint_without_a_pad_token_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, pad=False)
+    config = (path / "config.json").read_text().replace('"pad_token_id": 0', '"pad_token_id": null')
+    (path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match="no padding token"):
+        Scorer.load(ModelConfig(model=str(path), seed=1))
