@@ -65,6 +65,9 @@ class RewardActor:
         self._threads = threads
         self._on_gpu = on_gpu
         self._scorer: Scorer | None = None
+        if not on_gpu:
+            # Ray leaves an actor that reserved no GPU free to see them all
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def load(self) -> Birth:
         """Loads the model and says what it is.

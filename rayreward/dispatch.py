@@ -177,17 +177,39 @@ class Dispatcher:
                 for event in self._wait():
                     if isinstance(event, Done):
                         yield self._take_back(event.ticket), event.value
-                    elif isinstance(event, Failed):
-                        self._take_back(event.ticket)
-                        raise event.error
-                    elif isinstance(event, Lost):
-                        again.extendleft(reversed(self._bury(event, deaths)))
-                    elif isinstance(event, Born):
-                        self._replace(event)
                     else:
-                        self._give_up_place(event)
+                        again.extendleft(reversed(self._tend(event, deaths)))
         finally:
             self._abandon()
+
+    def call_each(self, method: str) -> dict[int, Any]:
+        """Calls a method without arguments on every actor, those included that replace a dead one.
+
+        Returns:
+            The results by actor.
+
+        Raises:
+            PoolError: No actor is left.
+            Exception: The first error that a call itself raised.
+        """
+        results: dict[int, Any] = {}
+        called: set[int] = set()
+        try:
+            while self._starting or len(results) < len(self.births):
+                for actor in sorted(self.births.keys() - called):
+                    called.add(actor)
+                    self._hand(actor, Task(actor, f"{method} of actor {actor}", method, ()))
+                for event in self._wait():
+                    if isinstance(event, Done):
+                        results[self._take_back(event.ticket).key] = event.value
+                    else:
+                        if isinstance(event, Lost):
+                            called.discard(event.actor)
+                            results.pop(event.actor, None)
+                        self._tend(event, deaths=Counter())
+        finally:
+            self._abandon()
+        return results
 
     def stop(self) -> None:
         """Ends all actors. Safe to call again."""
@@ -197,6 +219,19 @@ class Dispatcher:
         self._starting.clear()
         self._handed_out.clear()
         self._holder.clear()
+
+    def _tend(self, event: Event, deaths: Counter[int]) -> list[Task]:
+        """Sees to everything but a result; returns tasks to do again."""
+        if isinstance(event, Failed):
+            self._take_back(event.ticket)
+            raise event.error
+        if isinstance(event, Lost):
+            return self._bury(event, deaths)
+        if isinstance(event, Born):
+            self._replace(event)
+        elif isinstance(event, NotPlaced):
+            self._give_up_place(event)
+        return []
 
     def _wait(self) -> list[Event]:
         self._check_interrupt()
@@ -248,10 +283,13 @@ class Dispatcher:
                     task = again.popleft() if again else next(source, None)
                     if task is None:
                         return any(self._handed_out.values())
-                    ticket = self._fleet.submit(actor, task)
-                    handed_out[ticket] = task
-                    self._holder[ticket] = actor
+                    self._hand(actor, task)
         return True
+
+    def _hand(self, actor: int, task: Task) -> None:
+        ticket = self._fleet.submit(actor, task)
+        self._handed_out[actor][ticket] = task
+        self._holder[ticket] = actor
 
     def _take_back(self, ticket: Any) -> Task:
         return self._handed_out[self._holder.pop(ticket)].pop(ticket)

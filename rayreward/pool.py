@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from rayreward import signals
@@ -143,9 +142,7 @@ class RewardPool:
             DeterminismError: Some actors hold another model; the message names them.
         """
         with self._working():
-            actors = self._dispatcher.actors
-            tasks = [self._fleet.handles[actor].fingerprint.remote() for actor in actors]
-            held = dict(zip(actors, ray.get(tasks), strict=True))
+            held = self._dispatcher.call_each("fingerprint")
         report = compare(held, self._reference)
         report.raise_if_different()
         return report

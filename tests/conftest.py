@@ -33,9 +33,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One local Ray cluster with 4 CPUs for all tests that take `ray_cluster`."""
+    """One local Ray cluster with 8 CPUs for all tests that take `ray_cluster`."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, configure_logging=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, configure_logging=False)
     yield ray
     ray.shutdown()

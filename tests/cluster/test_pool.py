@@ -1,0 +1,276 @@
+"""The pool with real actors in a real Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayreward import (
+    ConfigError,
+    DataError,
+    DeterminismError,
+    ModelConfig,
+    ModelError,
+    PlacementError,
+    PoolClosedError,
+    PoolConfig,
+    RewardPool,
+    Scorer,
+)
+from rayreward.types import Reward, Text
+
+pytestmark = pytest.mark.ray
+
+TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(200)]
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
+    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: str) -> list[float]:
+    """The rewards of TEXTS, computed without Ray."""
+    outcomes = Scorer.load(ModelConfig(model=tiny_model, seed=42)).score(
+        [Text("", text) for text in TEXTS]
+    )
+    return [outcome.value for outcome in outcomes if isinstance(outcome, Reward)]
+
+
+def kill(pool: RewardPool, actor: int) -> None:
+    os.kill(pool._dispatcher.births[actor].pid, signal.SIGKILL)
+
+
+def test_score_returns_float32_in_the_batchs_order(
+    pool: RewardPool, expected: list[float]
+) -> None:
+    rewards = pool.score(TEXTS)
+    assert rewards.dtype == np.float32
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_takes_texts_records_and_conversations_mixed(pool: RewardPool) -> None:
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rewards = pool.score(
+        [
+            "a b",
+            {"prompt": "a ", "completion": "b"},
+            conversation,
+            {"prompt": conversation[:1], "completion": conversation[1:]},
+            {"messages": conversation},
+        ]
+    )
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
+    assert rewards[2] == pytest.approx(rewards[3], abs=1e-6)
+    assert rewards[2] == pytest.approx(rewards[4], abs=1e-6)
+    assert abs(rewards[0] - rewards[2]) > 1e-4
+
+
+def test_score_of_nothing_is_empty(pool: RewardPool) -> None:
+    assert pool.score([]).shape == (0,)
+
+
+def test_score_has_nan_and_never_zero_where_a_row_has_no_reward(pool: RewardPool) -> None:
+    rewards = pool.score(["fine", "", "x" * 5000])
+    assert np.isnan(rewards).tolist() == [False, True, True]
+
+
+def test_score_refuses_what_it_does_not_know(pool: RewardPool) -> None:
+    with pytest.raises(DataError, match="Can't score a int"):
+        pool.score(["fine", 7])
+
+
+def test_score_async_lets_others_run(pool: RewardPool, expected: list[float]) -> None:
+    async def both() -> list[Any]:
+        return await asyncio.gather(pool.score_async(TEXTS[:100]), pool.score_async(TEXTS[100:]))
+
+    rewards = np.concatenate(asyncio.run(both()))
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_completions_gives_an_array_for_each_prompt(pool: RewardPool) -> None:
+    prompts = ["one ", "two ", "three "]
+    completions = [["a", "b", "c"], [], ["d"]]
+    rewards = pool.score_completions(prompts, completions)
+    flat = pool.score(["one a", "one b", "one c", "three d"])
+    assert [len(group) for group in rewards] == [3, 0, 1]
+    assert np.concatenate(rewards).tolist() == pytest.approx(flat.tolist(), abs=1e-6)
+
+
+def test_score_completions_refuses_lists_that_do_not_pair_up(pool: RewardPool) -> None:
+    with pytest.raises(DataError, match="2 prompts but 1 lists"):
+        pool.score_completions(["a", "b"], [["c"]])
+
+
+def test_score_table_keeps_the_columns_and_adds_its_own(pool: RewardPool) -> None:
+    table = pa.table({"id": range(150), "chosen": TEXTS[:150], "rejected": TEXTS[50:]})
+    scored = pool.score_table(table)
+    assert scored.select(table.column_names).equals(table)
+    chosen, rejected = scored["reward_chosen"].to_pylist(), scored["reward_rejected"].to_pylist()
+    assert chosen[50:] == pytest.approx(rejected[:100], abs=1e-6)
+    assert set(scored["reward_status"].to_pylist()) == {"ok"}
+
+
+def test_score_table_takes_views_of_text(pool: RewardPool) -> None:
+    text = pa.array(TEXTS[:100]).cast(pa.string_view())
+    scored = pool.score_table(pa.table({"text": text}))
+    assert scored["text"].type == pa.string_view()
+    assert scored["reward"].to_pylist() == pytest.approx(pool.score(TEXTS[:100]).tolist(), abs=1e-6)
+
+
+def test_actors_score_batches_of_every_kind(pool: RewardPool, ray_cluster: Any) -> None:
+    actor = pool.actors[0]
+    table = pa.table({"prompt": ["a ", "c "], "response": ["b", "d"]})
+    batches: list[Any] = [
+        ["a b", "c d"],
+        [{"prompt": "a ", "response": "b"}, {"text": "c d"}],
+        table,
+        table.to_batches()[0],
+    ]
+    results = ray_cluster.get([actor.score_batch.remote(batch) for batch in batches])
+    for rewards in results:
+        assert rewards.dtype == np.float32
+        assert rewards.tolist() == pytest.approx(results[0].tolist(), abs=1e-6)
+
+
+def test_actors_refuse_rows_with_two_rewards(pool: RewardPool, ray_cluster: Any) -> None:
+    pairs = pa.table({"chosen": ["a"], "rejected": ["b"]})
+    with pytest.raises(DataError, match="more than one reward"):
+        ray_cluster.get(pool.actors[0].score_batch.remote(pairs))
+
+
+def test_actors_without_a_gpu_can_touch_none(pool: RewardPool, ray_cluster: Any) -> None:
+    def look(_actor: Any) -> tuple[str | None, int]:
+        import torch
+
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads()
+
+    seen = ray_cluster.get([actor.__ray_call__.remote(look) for actor in pool.actors])
+    assert seen == [("", 1), ("", 1)]
+
+
+def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None:
+    report = pool.verify()
+    assert report.identical
+    assert sorted(report.fingerprints) == [0, 1]
+    assert "2 actors: identical" in str(report)
+    assert report.reference == pool.fingerprint
+
+
+def test_g1_verify_names_the_actor_with_one_flipped_bit(
+    ray_cluster: Any, tiny_model: str
+) -> None:
+    def flip(actor: Any) -> None:
+        import torch
+
+        head = actor._scorer._model.head.tensors["score.weight"]
+        head.view(torch.int32)[0, 3] ^= 1
+
+    with RewardPool(tiny_model, seed=42, num_actors=3, num_cpus_per_actor=0.5) as pool:
+        ray_cluster.get(pool.actors[1].__ray_call__.remote(flip))
+        with pytest.raises(DeterminismError, match=r"1 of 3 actors.*\n  actor 1: head") as caught:
+            pool.verify()
+    [difference] = caught.value.report.differences
+    assert (difference.actor, list(difference.model)) == (1, ["head"])
+    assert "differs" in str(caught.value.report)
+
+
+def test_dead_actor_is_replaced_and_its_work_done_again(
+    ray_cluster: Any, tiny_model: str, expected: list[float]
+) -> None:
+    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
+        pids = {birth.pid for birth in pool._dispatcher.births.values()}
+        kill(pool, 0)
+        assert pool.score(TEXTS).tolist() == pytest.approx(expected, abs=1e-6)
+        assert sorted(pool.verify().fingerprints) == [0, 1]  # waits for the replacement
+        assert len(pids & {birth.pid for birth in pool._dispatcher.births.values()}) == 1
+
+
+def test_g1_replacement_that_holds_another_model_gets_no_work(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path
+) -> None:
+    """The checkpoint changes on disk while the pool is up: the replacement would load the new one."""
+    from tiny import make_checkpoint
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    with RewardPool(str(tmp_path / "model"), seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
+        make_checkpoint(tmp_path / "model", weights_seed=2)
+        kill(pool, 0)
+        with pytest.raises(DeterminismError, match="actor 0: body"):
+            pool.score(TEXTS)
+
+
+def test_g1_start_refuses_actors_that_differ(
+    ray_cluster: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One actor is given another seed, as if its machine drew other bits."""
+    from rayreward.fleet import RayFleet
+
+    start = RayFleet.start
+
+    def start_otherwise(self: RayFleet, actor: int) -> None:
+        config, *rest = self._args
+        seed = 43 if actor == 2 else 42
+        self._args = (dataclasses.replace(config, seed=seed), *rest)  # type: ignore[assignment]
+        start(self, actor)
+
+    monkeypatch.setattr(RayFleet, "start", start_otherwise)
+    with pytest.raises(DeterminismError, match="actor 2: head"):
+        RewardPool(tiny_model, seed=42, num_actors=3, num_cpus_per_actor=0.5)
+
+
+def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(
+    ray_cluster: Any, tiny_model: str
+) -> None:
+    with pytest.raises(PlacementError, match=r"1000 CPU each.*of 8 CPU free"):
+        RewardPool(
+            tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1000, placement_timeout_s=1
+        )
+
+
+def test_gpu_that_is_not_there_is_an_error(ray_cluster: Any, tiny_model: str) -> None:
+    with pytest.raises(PlacementError, match=r"1 CPU and 1 GPU each.*0 of 0 GPU free"):
+        RewardPool(
+            tiny_model, seed=42, num_actors=1, num_gpus_per_actor=1, placement_timeout_s=1
+        )
+
+
+def test_model_errors_come_through_as_they_are(ray_cluster: Any, tiny_model: str) -> None:
+    with pytest.raises(ModelError, match="has no head. Pass seed") as caught:
+        RewardPool(tiny_model, num_actors=1, num_cpus_per_actor=1)
+    assert type(caught.value) is ModelError
+    with pytest.raises(ConfigError, match="positions for: 256"):
+        RewardPool(tiny_model, seed=1, max_length=1000, num_actors=1, num_cpus_per_actor=1)
+    with pytest.raises(ModelError, match="does not exist"):
+        RewardPool("/nowhere/at/all", seed=1)
+
+
+def test_closed_pool_says_so(ray_cluster: Any, tiny_model: str) -> None:
+    pool = RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1)
+    pool.close()
+    pool.close()
+    for use in (lambda: pool.score(["a"]), pool.verify, lambda: pool.actors):
+        with pytest.raises(PoolClosedError):
+            use()
+    assert ray_cluster.is_initialized()  # Ray was there before the pool
+
+
+def test_constructor_has_the_configs_fields_and_defaults() -> None:
+    parameters = inspect.signature(RewardPool.__init__).parameters
+    fields = [*dataclasses.fields(ModelConfig), *dataclasses.fields(PoolConfig)]
+    expected = {field.name: field.default for field in fields if field.name != "model"}
+    found = {name: p.default for name, p in parameters.items() if name not in ("self", "model")}
+    assert found == expected

@@ -1,0 +1,299 @@
+"""The dispatcher against a scripted fleet: nothing lost, nothing twice, no unchecked actor at work."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rayreward.dispatch import Born, Dispatcher, Done, Event, Failed, Lost, NotPlaced, Task
+from rayreward.errors import PlacementError, PoolError
+
+
+class FakeFleet:
+    """Actors that answer each task with its key, one task a turn, until told otherwise."""
+
+    def __init__(self, kill: Callable[[int, Task], bool] = lambda actor, task: False) -> None:
+        self.kill = kill
+        self.start_with: dict[int, list[Event]] = {}
+        self.started: list[int] = []
+        self.stopped: list[int] = []
+        self.ran: list[tuple[int, int]] = []
+        self.most_in_flight = 0
+        self._events: deque[Event] = deque()
+        self._queues: dict[int, deque[tuple[int, Task]]] = {}
+        self._tickets = 0
+
+    def start(self, actor: int) -> None:
+        self.started.append(actor)
+        scripted = self.start_with.get(actor)
+        self._events.append(scripted.pop(0) if scripted else Born(actor, f"birth {actor}"))
+        self._queues[actor] = deque()
+
+    def submit(self, actor: int, task: Task) -> int:
+        self._tickets += 1
+        self._queues[actor].append((self._tickets, task))
+        self.most_in_flight = max(self.most_in_flight, len(self._queues[actor]))
+        return self._tickets
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        for actor, queue in self._queues.items():
+            if queue:
+                self._turn(actor, queue)
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def forget(self, ticket: int) -> None:
+        for queue in self._queues.values():
+            for item in list(queue):
+                if item[0] == ticket:
+                    queue.remove(item)
+
+    def stop(self, actor: int) -> None:
+        self.stopped.append(actor)
+        self._queues.pop(actor, None)
+
+    def _turn(self, actor: int, queue: deque[tuple[int, Task]]) -> None:
+        ticket, task = queue[0]
+        if self.kill(actor, task):
+            queue.clear()
+            self._events.append(Lost(actor, "killed."))
+            return
+        queue.popleft()
+        self.ran.append((actor, task.key))
+        error = ValueError("bad task") if task.method == "fail" else None
+        self._events.append(Done(ticket, task.key) if error is None else Failed(ticket, error))
+
+
+def dispatcher(fleet: FakeFleet, num_actors: int = 2, **settings: Any) -> Dispatcher:
+    defaults: dict[str, Any] = {
+        "num_actors": num_actors,
+        "tasks_per_actor": 2,
+        "max_attempts": 3,
+        "admit": lambda actor, birth: None,
+    }
+    return Dispatcher(fleet, **{**defaults, **settings})
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(key, f"Shard {key}", "work", ()) for key in range(count)]
+
+
+def run(subject: Dispatcher, count: int) -> list[int]:
+    return [result for _, result in subject.run(tasks(count))]
+
+
+def test_run_gives_each_result_once() -> None:
+    subject = dispatcher(FakeFleet())
+    subject.start()
+    assert sorted(run(subject, 50)) == list(range(50))
+
+
+def test_run_can_be_called_again_and_with_no_tasks() -> None:
+    subject = dispatcher(FakeFleet())
+    subject.start()
+    assert run(subject, 0) == []
+    assert sorted(run(subject, 3)) == [0, 1, 2]
+    assert sorted(run(subject, 3)) == [0, 1, 2]
+
+
+def test_run_bounds_the_work_in_flight_and_takes_tasks_lazily() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet, num_actors=3)
+    subject.start()
+    taken = 0
+
+    def source() -> Any:
+        nonlocal taken
+        for task in tasks(100):
+            taken += 1
+            yield task
+
+    results = subject.run(source())
+    next(results)
+    assert taken <= 3 * 2
+    assert fleet.most_in_flight == 2
+    assert len(list(results)) == 99
+
+
+def test_run_spreads_work_over_the_actors_before_it_queues() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet, num_actors=4)
+    subject.start()
+    run(subject, 4)
+    assert sorted(actor for actor, _ in fleet.ran) == [0, 1, 2, 3]
+
+
+def test_dead_actors_work_is_done_again() -> None:
+    dead: list[int] = []
+
+    def kill(actor: int, task: Task) -> bool:
+        if task.key in (3, 11) and task.key not in dead:
+            dead.append(task.key)
+            return True
+        return False
+
+    fleet = FakeFleet(kill)
+    subject = dispatcher(fleet)
+    subject.start()
+    assert sorted(run(subject, 30)) == list(range(30))
+    assert len(fleet.started) == 2 + 2
+    assert subject.actors == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_deaths_lose_nothing_and_repeat_nothing(seed: int) -> None:
+    dice = random.Random(seed)
+    fleet = FakeFleet(lambda actor, task: dice.random() < 0.1)
+    subject = dispatcher(fleet, num_actors=dice.randint(1, 8), max_attempts=100)
+    subject.start()
+    assert sorted(run(subject, 200)) == list(range(200))
+
+
+def test_task_that_outlives_too_many_actors_ends_the_run() -> None:
+    fleet = FakeFleet(lambda actor, task: task.key == 5)
+    subject = dispatcher(fleet)
+    subject.start()
+    with pytest.raises(PoolError, match=r"Shard 5 was being scored when 3 actors died"):
+        run(subject, 10)
+
+
+def test_replacement_is_checked_before_it_gets_work() -> None:
+    admitted: list[tuple[int, Any, int]] = []
+    died: list[int] = []
+
+    def kill(actor: int, task: Task) -> bool:
+        if task.key == 2 and not died:
+            died.append(actor)
+            return True
+        return False
+
+    fleet = FakeFleet(kill)
+    subject = dispatcher(
+        fleet, num_actors=1, admit=lambda a, birth: admitted.append((a, birth, len(fleet.ran)))
+    )
+    subject.start()
+    run(subject, 6)
+    assert admitted == [(0, "birth 0", 2)]
+
+
+def test_replacement_that_is_not_admitted_gets_no_work() -> None:
+    def refuse(actor: int, birth: Any) -> None:
+        raise PoolError("another model")
+
+    fleet = FakeFleet(lambda actor, task: task.key == 1)
+    subject = dispatcher(fleet, num_actors=1, admit=refuse)
+    subject.start()
+    with pytest.raises(PoolError, match="another model"):
+        run(subject, 4)
+    assert fleet.ran == [(0, 0)]
+    assert fleet.stopped == [0]
+    assert subject.actors == []
+
+
+def test_error_of_a_task_ends_the_run_and_leaves_the_pool_usable() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet)
+    subject.start()
+    work = tasks(10)
+    work[4] = Task(4, "Shard 4", "fail", ())
+    with pytest.raises(ValueError, match="bad task"):
+        list(subject.run(work))
+    assert sorted(run(subject, 5)) == list(range(5))
+
+
+def test_caller_that_stops_early_leaves_nothing_behind() -> None:
+    subject = dispatcher(FakeFleet())
+    subject.start()
+    for _, result in subject.run(tasks(20)):
+        if result == 3:
+            break
+    assert sorted(run(subject, 5)) == list(range(5))
+
+
+def test_start_without_any_room_is_an_error() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {n: [NotPlaced(n, "no room")] for n in range(2)}
+    with pytest.raises(PlacementError, match="no room"):
+        dispatcher(fleet).start()
+
+
+def test_start_goes_on_with_the_actors_that_found_room() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {1: [NotPlaced(1, "no room")]}
+    subject = dispatcher(fleet)
+    assert subject.start() == {0: "birth 0"}
+    assert fleet.stopped == [1]
+    assert sorted(run(subject, 9)) == list(range(9))
+
+
+def test_start_tries_again_when_an_actor_dies_while_loading() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {0: [Lost(0, "killed."), Lost(0, "killed.")]}
+    assert dispatcher(fleet).start().keys() == {0, 1}
+
+
+def test_start_gives_up_on_an_actor_that_keeps_dying() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {0: [Lost(0, "killed.")] * 3}
+    with pytest.raises(PoolError, match="Actor 0 died 3 times while loading"):
+        dispatcher(fleet).start()
+
+
+def test_last_actor_without_a_replacement_is_an_error_not_a_hang() -> None:
+    fleet = FakeFleet(lambda actor, task: task.key == 1)
+    subject = dispatcher(fleet, num_actors=1)
+    subject.start()
+    fleet.start_with = {0: [NotPlaced(0, "no room")]}
+    with pytest.raises(PlacementError, match="no room"):
+        run(subject, 3)
+
+
+def test_interrupt_ends_the_run() -> None:
+    turns = 0
+
+    def check() -> None:
+        nonlocal turns
+        turns += 1
+        if turns > 3:
+            raise KeyboardInterrupt
+
+    subject = dispatcher(FakeFleet(), check_interrupt=check)
+    subject.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(subject, 1000)
+
+
+def test_stop_ends_every_actor_and_may_be_repeated() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet, num_actors=3)
+    subject.start()
+    subject.stop()
+    subject.stop()
+    assert fleet.stopped == [0, 1, 2]
+
+
+def test_call_each_asks_every_actor() -> None:
+    subject = dispatcher(FakeFleet(), num_actors=3)
+    subject.start()
+    assert subject.call_each("fingerprint") == {0: 0, 1: 1, 2: 2}
+
+
+def test_call_each_asks_the_replacement_of_an_actor_that_died() -> None:
+    died: list[int] = []
+
+    def kill(actor: int, task: Task) -> bool:
+        if actor == 1 and not died:
+            died.append(actor)
+            return True
+        return False
+
+    fleet = FakeFleet(kill)
+    subject = dispatcher(fleet, num_actors=3)
+    subject.start()
+    assert subject.call_each("fingerprint") == {0: 0, 1: 1, 2: 2}
+    assert fleet.started == [0, 1, 2, 1]
