@@ -7,18 +7,31 @@ Does not know torch or Ray.
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rayreward.columns import check_free
 from rayreward.errors import DataError
-from rayreward.formats import EXTENSIONS, Format, Piece, format_named, format_of
+from rayreward.formats import (
+    EXTENSIONS,
+    Damaged,
+    Format,
+    Piece,
+    Scan,
+    format_named,
+    format_of,
+    settle,
+)
 from rayreward.preferences import RowFormat, check_schema, is_conversational
 
 _AUTO_SHARDS = 256
@@ -88,15 +101,16 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
     schema: pa.Schema | None = None
     files: list[SourceFile] = []
     for path, form in scans:
-        scan = form.scan(path)
+        stat, scan = _scan(path, form)
         if scan.rows:
             schema = _merge(schema, scan.schema.remove_metadata(), files, path, form)
-        stat = os.stat(path)
         files.append(SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows))
     if schema is None:
         raise DataError(f"Dataset {dataset!r} is empty: {len(paths)} files, no rows.")
     row_format = check_schema(schema)
     check_free(schema, row_format.kind)
+    schema = settle(schema) if files[0].format == "json" else schema
+    _check_storable(schema)
     total = sum(file.rows for file in files)
     size = _auto_rows(total) if rows_per_shard == "auto" else rows_per_shard
     shards = (Shard(index, *where) for index, where in enumerate(_cut(files, size)))
@@ -115,11 +129,11 @@ def find_files(dataset: str) -> list[str]:
         )
     path = Path(dataset).expanduser()
     if path.is_file():
-        return [str(path.resolve())]
+        return [_absolute(path)]
     if path.is_dir():
         return _files_in(path)
-    matches = sorted(glob.glob(str(path), recursive=True))
-    files = [str(Path(match).resolve()) for match in matches if Path(match).is_file()]
+    matches = map(Path, glob.glob(str(path), recursive=True))
+    files = sorted({_absolute(match) for match in matches if match.is_file()})
     if not files:
         raise DataError(
             f"Dataset {dataset!r}: no such file or directory, and no file matches it as a "
@@ -131,25 +145,46 @@ def find_files(dataset: str) -> list[str]:
 
 def _files_in(directory: Path) -> list[str]:
     if (directory / "dataset_dict.json").exists():
-        splits = json.loads((directory / "dataset_dict.json").read_text())["splits"]
+        splits = _noted(directory / "dataset_dict.json", lambda note: note["splits"])
         raise DataError(
             f"Dataset {str(directory)!r} holds several splits ({', '.join(splits)}). Pass one of "
-            f"them, such as {str(directory / splits[0])!r}."
+            f"them, such as {str(directory / next(iter(splits), 'train'))!r}."
         )
     if (directory / "state.json").exists() and (directory / "dataset_info.json").exists():
-        state = json.loads((directory / "state.json").read_text())
-        return [str((directory / item["filename"]).resolve()) for item in state["_data_files"]]
-    found = sorted(
-        str(path.resolve())
-        for path in directory.rglob("*")
-        if path.is_file() and not _hidden(path.relative_to(directory)) and format_of(path.name)
-    )
+        found = _noted(
+            directory / "state.json",
+            lambda note: [_absolute(directory / item["filename"]) for item in note["_data_files"]],
+        )
+    else:
+        found = sorted(
+            _absolute(path)
+            for path in directory.rglob("*")
+            if path.is_file() and not _hidden(path.relative_to(directory)) and format_of(path.name)
+        )
     if not found:
         raise DataError(
             f"Dataset {str(directory)!r} holds no data files. Files ending in "
             f"{', '.join(EXTENSIONS)} are read."
         )
     return found
+
+
+def _noted(path: Path, pick: Callable[[Any], list[str]]) -> list[str]:
+    """What `save_to_disk` noted beside its files."""
+    try:
+        return pick(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path} is not what Hugging Face's save_to_disk writes ({error!r}). Save the dataset "
+            "again, or pass its data files."
+        ) from error
+
+
+def _absolute(path: Path) -> str:
+    """The path from the root. A link to a file keeps its own name, since that tells the format:
+    the hub's cache links names such as `train.parquet` to files named by their hash.
+    """
+    return str(path.parent.resolve() / path.name)
 
 
 def _hidden(path: Path) -> bool:
@@ -176,6 +211,40 @@ def _check_one_format(files: list[tuple[str, Format]]) -> None:
             )
 
 
+def _scan(path: str, form: Format) -> tuple[os.stat_result, Scan]:
+    with _planning(path):
+        stat = os.stat(path)  # before the scan, so that a change meanwhile is seen when reading
+        scan = form.scan(path)
+        _check_names(path, list(scan.schema))
+    return stat, scan
+
+
+def _check_names(path: str, fields: list[pa.Field]) -> None:
+    """Refuses columns, and fields within them, that can't be told apart by name."""
+    repeated = [name for name, n in Counter(field.name for field in fields).items() if n > 1]
+    if repeated:
+        raise DataError(
+            f"{path} has several columns or fields named {', '.join(map(repr, repeated))}. Rename "
+            "or drop them first."
+        )
+    for kind in (field.type for field in fields):
+        _check_names(path, [kind.field(index) for index in range(kind.num_fields)])
+
+
+@contextmanager
+def _planning(path: str) -> Iterator[None]:
+    """What can't be read when the plan is made is nothing to score around."""
+    try:
+        yield
+    except (Damaged, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} can't be read: {error}. It may be cut off or still being written: copy it "
+            "again, or leave it out of the dataset."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}.") from error
+
+
 def _merge(
     schema: pa.Schema | None, found: pa.Schema, before: list[SourceFile], path: str, form: Format
 ) -> pa.Schema:
@@ -194,13 +263,26 @@ def _merge(
     )
     if differing:
         name = differing[0]
+        first = next(file.path for file in before if file.rows)
         raise DataError(
             f"The files have different columns: {name!r} is {ours.get(name, 'absent')} in "
-            f"{before[0].path} and {theirs.get(name, 'absent')} in {path}"
+            f"{first} and {theirs.get(name, 'absent')} in {path}"
             + (f" (so differ {', '.join(differing[1:])})" if differing[1:] else "")
             + ". Give all files one schema, or score them apart."
         )
     return schema
+
+
+def _check_storable(schema: pa.Schema) -> None:
+    """Refuses columns that could be read but not be passed on to the output."""
+    for field in schema:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), io.BytesIO())
+        except pa.ArrowNotImplementedError as error:
+            raise DataError(
+                f"Column {field.name!r} is of type {field.type}, which Parquet can't hold and the "
+                f"output is Parquet ({error}). Convert or drop it first."
+            ) from error
 
 
 def _auto_rows(total: int) -> int:
@@ -210,6 +292,6 @@ def _auto_rows(total: int) -> int:
 
 def _cut(files: list[SourceFile], rows: int) -> Iterator[tuple[SourceFile, Piece]]:
     for file in files:
-        if file.rows:
+        with _planning(file.path):
             for piece in format_named(file.format).split(file.path, rows):
                 yield file, piece

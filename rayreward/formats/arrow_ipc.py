@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import pyarrow as pa
 
-from rayreward.errors import DataError
-from rayreward.formats.base import Damaged, Piece, Scan, cut
+from rayreward.formats.base import Damaged, Piece, Scan, cut, decoding
 
 _FILE_MAGIC = b"ARROW1"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowIpc:
@@ -18,44 +19,45 @@ class ArrowIpc:
     name = "arrow"
 
     def scan(self, path: str) -> Scan:
-        with pa.memory_map(path) as source:
-            schema, batches = _open(path, source)
-            try:
-                return Scan(schema, sum(batch.num_rows for batch in batches))
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(_unreadable(path, error)) from error
+        with decoding("the file"), pa.memory_map(path) as source:
+            schema, batches = _open(source)
+            return Scan(schema, sum(batch.num_rows for batch in batches))
 
     def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        with pa.memory_map(path) as source:
-            for index, batch in enumerate(_open(path, source)[1]):
+        with decoding("the file"), pa.memory_map(path) as source:
+            for index, batch in enumerate(_open(source)[1]):
                 yield from cut(batch.num_rows, index, rows_per_piece)
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
-        try:
-            with pa.memory_map(path) as source:
-                found, batches = _open(path, source)
-                batch = next(batch for index, batch in enumerate(batches) if index == piece.at)
-                return pa.Table.from_batches([batch], found).slice(piece.skip, piece.rows)
-        except (pa.ArrowException, StopIteration) as error:
-            raise Damaged(f"record batch {piece.at} can't be decoded: {error}") from error
+        with decoding(f"record batch {piece.at}"), pa.memory_map(path) as source:
+            for batch in _open(source, piece.at)[1]:
+                return pa.Table.from_batches([batch]).slice(piece.skip, piece.rows)
+        raise Damaged(f"record batch {piece.at} is not there")
 
 
-def _open(path: str, source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema and the record batches, read one after the other from mapped memory."""
+def _open(source: pa.NativeFile, first: int = 0) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the record batches from `first` on, read from mapped memory."""
     is_file = source.read(len(_FILE_MAGIC)) == _FILE_MAGIC
     source.seek(0)
-    try:
-        if is_file:
-            file = pa.ipc.open_file(source)
-            return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
-        stream = pa.ipc.open_stream(source)
-        return stream.schema, iter(stream)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(_unreadable(path, error)) from error
+    if is_file:
+        file = pa.ipc.open_file(source)
+        return file.schema, (file.get_batch(i) for i in range(first, file.num_record_batches))
+    stream = pa.ipc.open_stream(source)
+    return stream.schema, islice(_to_the_end(stream, source), first, None)
 
 
-def _unreadable(path: str, error: Exception) -> str:
-    return (
-        f"{path} is not a readable Arrow IPC file or stream ({error}). It may be cut off or still "
-        "being written: copy it again, or leave it out of the dataset."
-    )
+def _to_the_end(
+    stream: pa.RecordBatchStreamReader, source: pa.NativeFile
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream, which must have an end.
+
+    The layout lets a stream end without a word, but then one cut off between two batches, or
+    still being written, can't be told from a whole one. What follows the end is never read.
+    """
+    yield from stream
+    read = source.tell()
+    source.seek(max(read - len(_END_OF_STREAM), 0))
+    if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:
+        raise Damaged("the stream has no end marker")
+    if read != source.size():
+        raise Damaged(f"the stream ends after {read} of {source.size()} bytes")

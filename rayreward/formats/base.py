@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,12 +46,19 @@ class Format(Protocol):
         """Reads the schema and counts the rows.
 
         Raises:
-            DataError: The file is not in this format.
+            Damaged: The file is not in this format, or is cut off.
+            DataError: The same, where more can be said: which line it is.
+            OSError: The file can't be read at all.
         """
         ...
 
     def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        """Cuts the file into pieces of at most so many rows, in order, without reading them."""
+        """Cuts the file into pieces of at most so many rows, in order, without reading them.
+
+        Raises:
+            Damaged: As in `scan`.
+            OSError: As in `scan`.
+        """
         ...
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
@@ -66,6 +74,24 @@ class Format(Protocol):
             OSError: The file can't be read at all.
         """
         ...
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Tells bytes that can't be decoded from a file that can't be read.
+
+    pyarrow reports a page that does not decompress as an OSError too, but one without a number.
+    A name in a damaged schema shows only when Python decodes it.
+
+    Raises:
+        Damaged: Whatever is read in here can't be decoded.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise Damaged(f"{what} can't be decoded ({str(error).strip()})") from error
 
 
 def cut(rows: int, at: int, rows_per_piece: int) -> Iterator[Piece]:

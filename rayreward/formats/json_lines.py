@@ -6,17 +6,31 @@ same in every shard. Dates stay the text that they are.
 
 from __future__ import annotations
 
+import codecs
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
 from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.json as pj
 
 from rayreward.errors import DataError
-from rayreward.formats.base import Damaged, Piece, Scan
+from rayreward.formats.base import Piece, Scan, decoding
 
 _BLOCK_BYTES = 16 * 2**20
+_PARSE_BYTES = 2**30
+"""The most that pyarrow is given at once; it counts bytes in 32 bits."""
+
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+_MAX_DEPTH = 100
+"""Brackets within brackets in a line. pyarrow goes down them by recursion and some 50,000 crash
+the process."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class JsonLines:
@@ -25,30 +39,21 @@ class JsonLines:
     name = "json"
 
     def scan(self, path: str) -> Scan:
-        schema, rows = pa.schema([]), 0
-        first_line = 1
+        schema, rows, first_line = pa.schema([]), 0, 1
         for lines in _blocks(path):
-            table = _parse_or_locate(path, lines, first_line)
-            try:
-                schema = pa.unify_schemas(
-                    [schema, _as_text(table.schema)], promote_options="permissive"
-                )
-            except pa.ArrowException as error:
-                raise DataError(
-                    f"{path}: a column changes its type between lines before and after line "
-                    f"{first_line} ({error}). Give each column one type."
-                ) from error
-            rows += table.num_rows
+            if any(map(_filled, lines)):
+                found = _parse_or_locate(path, lines, first_line)
+                schema = _widen(path, schema, found.type, first_line)
+                rows += len(found)
             first_line += len(lines)
         return Scan(schema, rows)
 
     def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        start, rows, offset = 0, 0, 0
-        seekable = not _compressed(path)
-        begun = 0
-        with _open(path) as file:
+        start, rows, offset, begun = 0, 0, 0, 0
+        seekable = _codec(path) is None
+        with decoding("the file"), _open(path) as file:
             for line in file:
-                if line.strip():
+                if _filled(line):
                     if rows == 0:
                         begun = offset
                     rows += 1
@@ -60,72 +65,92 @@ class JsonLines:
             yield Piece(rows, begun) if seekable else Piece(rows, 0, start)
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
-        lines: list[bytes] = []
-        with _open(path) as file:
+        with decoding("the lines"), _open(path) as file:
             if piece.at:
                 file.seek(piece.at)
-            filled = (line for line in file if line.strip())
-            for _ in range(piece.skip):
-                next(filled, None)
-            lines.extend(line for line, _ in zip(filled, range(piece.rows), strict=False))
-        try:
-            table = _parse(lines, schema)
-        except pa.ArrowException as error:
-            raise Damaged(f"the lines can't be parsed: {error}") from error
-        if table.num_rows != piece.rows:
-            raise Damaged(f"{table.num_rows} rows where there were {piece.rows}")
-        return table
+            lines = islice(filter(_filled, file), piece.skip, piece.skip + piece.rows)
+            return pa.Table.from_struct_array(_parse(list(lines), schema))
 
 
-def _compressed(path: str) -> bool:
-    return not path.endswith((".jsonl", ".json", ".ndjson"))
+def settle(schema: pa.Schema) -> pa.Schema:
+    """The schema to read with, once all files have been looked at.
+
+    What was null everywhere becomes text: pyarrow loses the first item of a list of nulls.
+    """
+    return _map_types(schema, lambda kind: pa.string() if pa.types.is_null(kind) else kind)
+
+
+def _filled(line: bytes) -> bool:
+    return bool(line.strip())
+
+
+def _codec(path: str) -> str | None:
+    return next((codec for end, codec in _CODECS.items() if path.lower().endswith(end)), None)
 
 
 def _open(path: str) -> IO[bytes]:
-    source = pa.input_stream(path, compression="detect", buffer_size=2**20)
-    return cast(IO[bytes], io.BufferedReader(source) if _compressed(path) else open(path, "rb"))
+    codec = _codec(path)
+    if codec is None:
+        return open(path, "rb")
+    return cast(IO[bytes], io.BufferedReader(pa.input_stream(path, compression=codec), 2**20))
 
 
 def _blocks(path: str) -> Iterator[list[bytes]]:
     """The file's lines in blocks of about `_BLOCK_BYTES`, blank ones included."""
-    try:
-        with _open(path) as file:
-            while lines := file.readlines(_BLOCK_BYTES):
-                yield lines
-    except OSError as error:
-        raise DataError(
-            f"{path} can't be decompressed ({error}). It may be cut off: copy it again."
-        ) from error
+    with decoding("the file"), _open(path) as file:
+        while lines := file.readlines(_BLOCK_BYTES):
+            yield lines
 
 
-def _parse(lines: list[bytes], schema: pa.Schema | None = None) -> pa.Table:
-    content = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
-    return pj.read_json(
+def _parse(lines: list[bytes], schema: pa.Schema | None = None) -> pa.ChunkedArray:
+    """Parses lines into structs, one a line.
+
+    Each line is wrapped into an object of its own: pyarrow crashes on a line that is `null`, and
+    takes two objects on a line for two rows.
+
+    Raises:
+        pyarrow.ArrowException: They are not objects, or don't fit together.
+    """
+    if any(_depth(line) > _MAX_DEPTH for line in lines):
+        raise pa.ArrowInvalid(f"nested more than {_MAX_DEPTH} levels deep")
+    bare = (line.strip().removeprefix(codecs.BOM_UTF8) for line in lines)
+    content = b"".join(b'{"row":%b}\n' % line for line in bare)
+    rows = pj.read_json(
         io.BytesIO(content),
-        pj.ReadOptions(use_threads=False, block_size=max(len(content) + 1, 2**16)),
+        pj.ReadOptions(use_threads=False, block_size=min(len(content) + 1, _PARSE_BYTES)),
         pj.ParseOptions(
-            explicit_schema=schema,
+            explicit_schema=schema and pa.schema([("row", pa.struct(schema))]),
             unexpected_field_behavior="infer" if schema is None else "error",
         ),
-    )
+    )["row"]
+    if not pa.types.is_struct(rows.type) or rows.null_count or len(rows) != len(lines):
+        raise pa.ArrowInvalid("not one object a line")
+    return rows
 
 
-def _parse_or_locate(path: str, lines: list[bytes], first_line: int) -> pa.Table:
+def _depth(line: bytes) -> int:
+    """How deep the brackets of a line go, or their number where that is few."""
+    opening = line.count(b"[") + line.count(b"{")
+    if opening <= _MAX_DEPTH:
+        return opening
+    brackets = _STRING.sub(b"", line).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
+
+
+def _parse_or_locate(path: str, lines: list[bytes], first_line: int) -> pa.ChunkedArray:
     """Parses a block; on failure finds the line at fault."""
     _check_utf8(path, lines, first_line)
-    if not any(line.strip() for line in lines):
-        return pa.table({})
     try:
-        return _parse(lines)
+        return _parse(list(filter(_filled, lines)))
     except pa.ArrowException as error:
         for number, line in enumerate(lines, first_line):
             try:
-                if line.strip():
+                if _filled(line):
                     _parse([line])
             except pa.ArrowException as culprit:
                 raise DataError(
-                    f"{path}, line {number} is not a JSON object ({culprit}). RayReward reads "
-                    "JSON Lines: one object a line. Repair or remove the line."
+                    f"{path}, line {number} can't be read as a JSON object ({culprit}). RayReward "
+                    "reads JSON Lines: one object a line. Repair or remove the line."
                 ) from culprit
         raise DataError(
             f"{path}: lines {first_line} to {first_line + len(lines) - 1} don't fit together "
@@ -144,16 +169,28 @@ def _check_utf8(path: str, lines: list[bytes], first_line: int) -> None:
             ) from error
 
 
-def _as_text(schema: pa.Schema) -> pa.Schema:
-    """JSON has no dates: what merely looks like one is read as text."""
-    return pa.schema([field.with_type(_text_type(field.type)) for field in schema])
+def _widen(path: str, schema: pa.Schema, found: pa.StructType, first_line: int) -> pa.Schema:
+    """The schema of the blocks so far and one more, in which dates are text."""
+    new = _map_types(
+        pa.schema(list(found)), lambda kind: pa.string() if pa.types.is_temporal(kind) else kind
+    )
+    try:
+        return pa.unify_schemas([schema, new], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path}: a column changes its type between lines before and after line "
+            f"{first_line} ({error}). Give each column one type."
+        ) from error
 
 
-def _text_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_temporal(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_text_type(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_text_type(field.type)) for field in kind])
-    return kind
+def _map_types(schema: pa.Schema, change: Callable[[pa.DataType], pa.DataType]) -> pa.Schema:
+    """Changes the types of all columns and of all that is within them."""
+
+    def changed(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_list(kind):
+            return pa.list_(changed(kind.value_type))
+        if pa.types.is_struct(kind):
+            return pa.struct([field.with_type(changed(field.type)) for field in kind])
+        return change(kind)
+
+    return pa.schema([field.with_type(changed(field.type)) for field in schema])

@@ -252,7 +252,13 @@ def test_score_command_prints_a_summary(
 ) -> None:
     assert run(pairs(tmp_path / "pairs.parquet")) == 0
     out, err = capsys.readouterr()
-    for expected in ("rows         200 in", "failed       0", "accuracy", "200 pairs", "mean margin"):
+    for expected in (
+        "rows         200 in",
+        "failed       0",
+        "accuracy",
+        "200 pairs",
+        "mean margin",
+    ):
         assert expected in out
     assert "head         untrained: drawn from seed 42" in out
     assert "head sha256  " in out
@@ -333,7 +339,9 @@ def test_flags_of_the_command_are_the_configs_fields(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         cli.main(["score", "--help"])
     shown = capsys.readouterr().out
-    fields = [f for config in (ModelConfig, JobConfig, PoolConfig) for f in dataclasses.fields(config)]
+    fields = [
+        f for config in (ModelConfig, JobConfig, PoolConfig) for f in dataclasses.fields(config)
+    ]
     missing = [f.name for f in fields if f"--{f.name.replace('_', '-')}" not in shown]
     assert missing == []
     assert sorted(field.name for field in fields) == FLAGS

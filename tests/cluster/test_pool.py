@@ -54,9 +54,7 @@ def kill(pool: RewardPool, actor: int) -> None:
     os.kill(pool._dispatcher.births[actor].pid, signal.SIGKILL)
 
 
-def test_score_returns_float32_in_the_batchs_order(
-    pool: RewardPool, expected: list[float]
-) -> None:
+def test_score_returns_float32_in_the_batchs_order(pool: RewardPool, expected: list[float]) -> None:
     rewards = pool.score(TEXTS)
     assert rewards.dtype == np.float32
     assert rewards.tolist() == pytest.approx(expected, abs=1e-6)
@@ -170,9 +168,7 @@ def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None
     assert report.reference == pool.fingerprint
 
 
-def test_g1_verify_names_the_actor_with_one_flipped_bit(
-    ray_cluster: Any, tiny_model: str
-) -> None:
+def test_g1_verify_names_the_actor_with_one_flipped_bit(ray_cluster: Any, tiny_model: str) -> None:
     def flip(actor: Any) -> None:
         import torch
 
@@ -202,7 +198,7 @@ def test_dead_actor_is_replaced_and_its_work_done_again(
 def test_g1_replacement_that_holds_another_model_gets_no_work(
     ray_cluster: Any, tiny_model: str, tmp_path: Path
 ) -> None:
-    """The checkpoint changes on disk while the pool is up: the replacement would load the new one."""
+    """The checkpoint changes on disk while the pool is up; the replacement loads the new one."""
     from tiny import make_checkpoint
 
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -243,9 +239,7 @@ def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(
 
 def test_gpu_that_is_not_there_is_an_error(ray_cluster: Any, tiny_model: str) -> None:
     with pytest.raises(PlacementError, match=r"1 CPU and 1 GPU each.*0 of 0 GPU free"):
-        RewardPool(
-            tiny_model, seed=42, num_actors=1, num_gpus_per_actor=1, placement_timeout_s=1
-        )
+        RewardPool(tiny_model, seed=42, num_actors=1, num_gpus_per_actor=1, placement_timeout_s=1)
 
 
 def test_model_errors_come_through_as_they_are(ray_cluster: Any, tiny_model: str) -> None:

@@ -1,4 +1,4 @@
-"""The dispatcher against a scripted fleet: nothing lost, nothing twice, no unchecked actor at work."""
+"""The dispatcher against a scripted fleet: nothing lost, nothing twice, only checked actors."""
 
 from __future__ import annotations
 

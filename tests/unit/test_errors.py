@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -54,9 +56,8 @@ def test_errors_keep_class_and_message_through_pickling(error: type[BaseExceptio
 
 
 @pytest.mark.parametrize("carry", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_errors_determinism_keeps_its_report(carry: object) -> None:
+def test_errors_determinism_keeps_its_report(carry: Callable[[Any], Any]) -> None:
     report = _report()
-    assert callable(carry)
     again = carry(DeterminismError("actors differ", report))
     assert type(again) is DeterminismError
     assert str(again) == "actors differ"

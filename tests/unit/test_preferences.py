@@ -158,6 +158,11 @@ def test_preferences_one_text() -> None:
     assert _sample(text=" as it is\n") == Text("", " as it is\n")
 
 
+def test_preferences_whole_texts_leave_a_prompt_beside_them_alone() -> None:
+    assert _sample(prompt="q", text="q a") == Text("", "q a")
+    assert _sample(prompt="q", messages=[_user("a")]) == _turns(_user("a"))
+
+
 # ---- conversations
 
 

@@ -1,0 +1,172 @@
+"""The job's doors, opened as a user opens them: real processes, real signals, a real Ray job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "jobs" / "score_dataset.py")
+RAYREWARD = str(Path(sys.executable).with_name("rayreward"))
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def flags(model: str, dataset: Path | str, output: Path) -> list[str]:
+    where = ["--model", model, "--dataset", str(dataset), "--output", str(output)]
+    # one thread: a second one slows a tiny model down where the cores have other work
+    return [*where, "--seed", "42", "--num-actors", "1", "--num-cpus-per-actor", "1"]
+
+
+def many_texts(path: Path) -> Path:
+    """Enough rows that a signal comes in the middle."""
+    table = pa.table({"text": [f"Answer {n} " + "is fine. " * (n % 20) for n in range(8_000)]})
+    pq.write_table(table, path)
+    return path
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> None:
+    """Waits for something that another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, SCRIPT], [RAYREWARD, "score"]], ids=["script", "rayreward"]
+)
+def test_command_scores_from_any_directory(
+    command: list[str], tiny_model: str, examples: Path, tmp_path: Path
+) -> None:
+    dataset = examples / "formats" / "pairs_text.parquet"
+    done = subprocess.run(
+        [*command, *flags(tiny_model, dataset, tmp_path / "out"), "--max-failed-rows", "72"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "untrained: drawn from seed 42" in done.stdout
+    assert "rows/s" in done.stderr
+    assert "\r" not in done.stderr
+    assert pq.read_table(tmp_path / "out").num_rows == 72
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+)
+def test_signal_ends_the_job_cleanly_and_the_same_command_resumes_it(
+    signum: int, code: int, tiny_model: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [RAYREWARD, "score", *flags(tiny_model, many_texts(tmp_path / "t.parquet"), output)]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(output.glob("part-*.parquet")), "the first part")
+    sent = time.monotonic()
+    job.send_signal(signum)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == code, errors
+    assert time.monotonic() - sent < 10
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert not (output / "_SUCCESS").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert "of them by an earlier run" in done.stdout
+    result = pq.read_table(output, columns=["text", "reward_status"])
+    assert result["text"].equals(pq.read_table(tmp_path / "t.parquet")["text"])
+    assert set(result["reward_status"].to_pylist()) == {"ok"}
+
+
+def test_fingerprint_command_prints_what_a_pool_would_hold(tiny_model: str) -> None:
+    done = subprocess.run(
+        [RAYREWARD, "fingerprint", "--model", tiny_model, "--seed", "42"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    held = json.loads(done.stdout)
+    assert held["head_origin"] == "seeded"
+    assert len(held["head"]) == 64
+
+
+@contextlib.contextmanager
+def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A local head node with job submission and token authentication, started by its command."""
+    with socket.socket() as gcs, socket.socket() as dashboard:
+        gcs.bind(("127.0.0.1", 0))
+        dashboard.bind(("127.0.0.1", 0))
+        ports = [gcs.getsockname()[1], dashboard.getsockname()[1]]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
+    }
+    # a short path: it ends up in the names of sockets, which have a limit
+    with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp") as scratch:
+        log = Path(scratch) / "head.log"
+        with log.open("w") as out:
+            head = subprocess.Popen(
+                [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={scratch}/ray"]
+                + [f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
+                + ["--min-worker-port=0", "--max-worker-port=0"],
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            wait_for(lambda: "block forever" in log.read_text(), "the head's start")
+            yield f"http://127.0.0.1:{ports[1]}", environment
+        finally:
+            head.terminate()
+            head.wait(30)
+
+
+def test_ray_job_submit_scores_on_a_running_cluster(
+    tiny_model: str, examples: Path, tmp_path: Path
+) -> None:
+    dataset = examples / "formats" / "messages.parquet"
+    submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--address"]
+    job = ["--", "python", "jobs/score_dataset.py", "--max-failed-rows", "144"]
+    with ray_head() as (address, environment):
+        done = subprocess.run(
+            [*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "untrained: drawn from seed 42" in done.stdout
+        assert "144/144 rows (100 %)" in done.stdout
+        refused = subprocess.run(
+            [*submit, address, *job, *flags(tiny_model, dataset, Path("relative"))],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert refused.returncode == 1
+        assert "is a copy that is thrown away" in refused.stdout
+    assert pq.read_table(tmp_path / "out").num_rows == 144
