@@ -66,24 +66,28 @@ def check_free(schema: pa.Schema, kind: RowKind) -> None:
         )
 
 
-def reward_columns(kind: RowKind, rows: Sequence[Sequence[Outcome]]) -> pa.Table:
+RowOutcome = Sequence[Outcome] | Failure
+"""The outcomes of a row's samples, or one failure for the whole row."""
+
+
+def reward_columns(kind: RowKind, rows: Sequence[RowOutcome]) -> pa.Table:
     """Builds the added columns.
 
     Args:
         kind: How many rewards a row has.
         rows: For each row the outcomes of its samples, in the order of its reward columns.
     """
+    audit = (_value, _tokens, _truncated)
     if kind is RowKind.PAIR:
-        values = _pair_values(rows)
+        values = _pair_values([(row, row) if isinstance(row, Failure) else row for row in rows])
     elif kind is RowKind.COMPLETIONS:
         values = [
-            [[_value(o) for o in row] for row in rows],
-            [[_tokens(o) for o in row] for row in rows],
-            [[_truncated(o) for o in row] for row in rows],
+            [None if isinstance(row, Failure) else [of(o) for o in row] for row in rows]
+            for of in audit
         ]
     else:
-        first = [row[0] for row in rows]
-        values = [[f(o) for o in first] for f in (_value, _tokens, _truncated)]
+        first = [row if isinstance(row, Failure) else row[0] for row in rows]
+        values = [[of(outcome) for outcome in first] for of in audit]
     status = [_row_status(kind, row) for row in rows]
     values += [[code.value for code, _ in status], [detail for _, detail in status]]
     schema = reward_schema(kind)
@@ -93,14 +97,7 @@ def reward_columns(kind: RowKind, rows: Sequence[Sequence[Outcome]]) -> pa.Table
 
 def unreadable_columns(kind: RowKind, rows: int, detail: str) -> pa.Table:
     """The added columns for rows that could not be read at all."""
-    failure = Failure(Status.UNREADABLE, detail)
-    samples = 2 if kind is RowKind.PAIR else 1
-    columns = reward_columns(kind, [(failure,) * samples] * rows)
-    if kind is RowKind.COMPLETIONS:  # nobody knows how many there were
-        for name, data_type in _FIELDS[kind]:
-            at = columns.schema.get_field_index(name)
-            columns = columns.set_column(at, name, pa.nulls(rows, data_type))
-    return columns
+    return reward_columns(kind, [Failure(Status.UNREADABLE, detail)] * rows)
 
 
 def _pair_values(rows: Sequence[Sequence[Outcome]]) -> list[list[Any]]:
@@ -115,16 +112,19 @@ def _pair_values(rows: Sequence[Sequence[Outcome]]) -> list[list[Any]]:
     return [*rewards, margins, *tokens, *truncated]
 
 
-def _row_status(kind: RowKind, row: Sequence[Outcome]) -> tuple[Status, str | None]:
+def _row_status(kind: RowKind, row: RowOutcome) -> tuple[Status, str | None]:
     """The row's status is that of its first sample without a reward."""
+    if isinstance(row, Failure):
+        return row.status, row.detail
     for index, outcome in enumerate(row):
         if isinstance(outcome, Failure):
             where = {
-                RowKind.PAIR: f"{_SIDES[index % 2]}: ",
-                RowKind.COMPLETIONS: f"completions[{index}]: ",
+                RowKind.PAIR: _SIDES[index % 2],
+                RowKind.COMPLETIONS: f"completions[{index}]",
                 RowKind.SINGLE: "",
             }[kind]
-            return outcome.status, where + outcome.detail
+            told = not where or outcome.detail.startswith(where)
+            return outcome.status, outcome.detail if told else f"{where}: {outcome.detail}"
     return Status.OK, None
 
 

@@ -52,7 +52,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check(bool(self.model), "model is empty: pass a checkpoint directory or a hub id.")
+        _check_text("model", self.model, "pass a checkpoint directory or a hub id")
         if self.seed is not None:
             _check_int("seed", self.seed, at_least=0, at_most=MAX_SEED)
         if self.max_length is not None:
@@ -100,8 +100,8 @@ class PoolConfig:
             _check_int("num_actors", self.num_actors, at_least=1)
         if self.num_gpus_per_actor is not None:
             _check(
-                0 <= self.num_gpus_per_actor <= 1,
-                f"num_gpus_per_actor={self.num_gpus_per_actor} is not between 0 and 1: an actor "
+                _is_number(self.num_gpus_per_actor) and 0 <= self.num_gpus_per_actor <= 1,
+                f"num_gpus_per_actor={self.num_gpus_per_actor!r} is not between 0 and 1: an actor "
                 "holds its model on one GPU or on a share of it.",
             )
         if self.num_cpus_per_actor is not None:
@@ -137,8 +137,8 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check(bool(self.dataset), "dataset is empty: pass a file, a directory or a glob.")
-        _check(bool(self.output), "output is empty: pass a directory for the result.")
+        _check_text("dataset", self.dataset, "pass a file, a directory or a glob")
+        _check_text("output", self.output, "pass a directory for the result")
         if self.rows_per_shard != "auto":
             _check_int("rows_per_shard", self.rows_per_shard, at_least=1)
         _check_int("max_failed_rows", self.max_failed_rows, at_least=0)
@@ -152,14 +152,30 @@ def _check(condition: bool, message: str) -> None:
 def _check_int(name: str, value: object, *, at_least: int, at_most: float = math.inf) -> None:
     is_int = isinstance(value, int) and not isinstance(value, bool)
     upper = "" if at_most == math.inf else f" and at most {at_most}"
+    auto = " (or 'auto')" if name in _AUTO else ""
     _check(
         is_int and at_least <= typing.cast(int, value) <= at_most,
-        f"{name}={value!r} must be a whole number of at least {at_least}{upper}.",
+        f"{name}={value!r} must be a whole number of at least {at_least}{upper}{auto}.",
     )
 
 
-def _check_positive(name: str, value: float) -> None:
-    _check(0 < value < math.inf, f"{name}={value!r} must be a number above 0.")
+_AUTO = ("max_batch_tokens", "num_actors", "rows_per_shard")
+"""Numbers that may also be left to RayReward."""
+
+
+def _check_positive(name: str, value: object) -> None:
+    _check(
+        _is_number(value) and 0 < typing.cast(float, value) < math.inf,
+        f"{name}={value!r} must be a number above 0.",
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_text(name: str, value: object, remedy: str) -> None:
+    _check(isinstance(value, str) and bool(value), f"{name}={value!r} is no text: {remedy}.")
 
 
 def _check_choices(config: Any) -> None:

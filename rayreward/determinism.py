@@ -60,7 +60,7 @@ class DeterminismReport:
     def _message(self) -> str:
         lines = [
             f"{len(self.differences)} of {len(self.fingerprints)} actors hold another model than "
-            "the rest, so the same text would get different rewards:"
+            "the pool's, so the same text would get different rewards:"
         ]
         for difference in self.differences:
             held = ", ".join(

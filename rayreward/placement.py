@@ -35,7 +35,8 @@ class Placement:
 
     def __str__(self) -> str:
         gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
-        return f"{self.num_actors} actors with {self.num_cpus:g} CPU{gpus} each"
+        actors = "1 actor" if self.num_actors == 1 else f"{self.num_actors} actors"
+        return f"{actors} with {self.num_cpus:g} CPU{gpus} each"
 
 
 def place(config: PoolConfig, machines: Sequence[Machine]) -> Placement:
@@ -55,7 +56,9 @@ def place(config: PoolConfig, machines: Sequence[Machine]) -> Placement:
 def _on_gpus(config: PoolConfig, machines: Sequence[Machine], gpus: float) -> Placement:
     actors = config.num_actors
     if actors == "auto":
-        actors = sum(math.floor(machine.gpus / gpus) for machine in machines)
+        # a share never spans two GPUs; 1 / 0.01 is a little under 100
+        per_gpu = math.floor(1 / gpus + 1e-9)
+        actors = sum(math.floor(machine.gpus) * per_gpu for machine in machines)
         if not actors:
             raise PlacementError(_nothing("GPU"))
     cpus = config.num_cpus_per_actor or 1.0
@@ -73,7 +76,7 @@ def _on_cpus(config: PoolConfig, machines: Sequence[Machine]) -> Placement:
         smallest = min((machine.cpus for machine in machines), default=1.0)
         share = smallest / math.ceil(actors / max(1, len(machines)))
         # rounded down, so that all of them fit: to whole cores, or to hundredths of one
-        cpus = float(math.floor(share)) if share >= 1 else math.floor(share * 100) / 100
+        cpus = float(math.floor(share)) if share >= 1 else max(math.floor(share * 100), 1) / 100
     return Placement(actors, cpus, 0.0, max(1, int(cpus)))
 
 

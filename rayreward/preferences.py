@@ -53,14 +53,21 @@ class RowFormat:
         """Every column that decides a reward."""
         return self.columns + self.extras
 
-    def samples(self, row: Row) -> tuple[Sample, ...]:
-        """What a row asks to score, in the order of its reward columns."""
-        prompt = row.get("prompt", "") if "prompt" in self.columns else _NO_PROMPT
+    def samples(self, row: Row) -> tuple[Sample, ...] | Failure:
+        """What a row asks to score, in the order of its reward columns.
+
+        A failure stands for the whole row, where nobody can say how many rewards it should have.
+        """
+        prompt = self.prompt(row)
         if self.kind is RowKind.PAIR:
             return tuple(_sample(row, prompt, name) for name in ("chosen", "rejected"))
         if self.kind is RowKind.COMPLETIONS:
             return _completions(row, prompt)
         return (_sample(row, prompt, self.columns[-1]),)
+
+    def prompt(self, row: Row) -> Any:
+        """The row's prompt, or a mark that rows of this format have none."""
+        return row.get("prompt") if "prompt" in self.columns else _NO_PROMPT
 
 
 _NO_PROMPT = object()
@@ -106,9 +113,9 @@ def to_sample(item: Any) -> Sample:
     if isinstance(item, str):
         return _text_sample({"text": item})
     if isinstance(item, Mapping):
-        found = find_format(item)
+        found = find_format(map(str, item))
         if found.kind is RowKind.SINGLE:
-            return found.samples(item)[0]
+            return _sample(item, found.prompt(item), found.columns[-1])
         raise DataError(
             f"A record with {' and '.join(found.columns)} has more than one reward. Use "
             "score_table for pairs and score_completions for lists of completions."
@@ -116,7 +123,7 @@ def to_sample(item: Any) -> Sample:
     if isinstance(item, Sequence) and not isinstance(item, bytes):
         return _sample({"messages": item}, _NO_PROMPT, "messages")
     raise DataError(
-        f"Can't score a {type(item).__name__}. Pass texts, records such as "
+        f"Can't score a value of type {type(item).__name__}. Pass texts, records such as "
         '{"prompt": …, "completion": …}, or conversations (lists of messages).'
     )
 
@@ -125,10 +132,10 @@ def _text_sample(row: Row) -> Sample:
     return _sample(row, _NO_PROMPT, "text")
 
 
-def _completions(row: Row, prompt: Any) -> tuple[Sample, ...]:
+def _completions(row: Row, prompt: Any) -> tuple[Sample, ...] | Failure:
     completions = row.get("completions")
     if completions is None:
-        return (Failure(Status.MALFORMED, "completions is null"),)
+        return Failure(Status.MALFORMED, "completions is null")
     return tuple(
         _sample({**row, f"completions[{index}]": completion}, prompt, f"completions[{index}]")
         for index, completion in enumerate(completions)
@@ -179,8 +186,9 @@ def _opening(prompt: str, turns: Sequence[Message]) -> list[Message]:
     Data in the manner of HuggingFaceH4/ultrafeedback_binarized repeats the prompt as the first
     message of `chosen` and `rejected`.
     """
-    repeated = any(turn["role"] == "user" and turn.get("content") == prompt for turn in turns)
-    return [] if repeated else [{"role": "user", "content": prompt}]
+    first = next((turn for turn in turns if turn["role"] != "system"), None)
+    repeated = first is not None and first["role"] == "user" and first.get("content") == prompt
+    return [] if repeated or not prompt else [{"role": "user", "content": prompt}]
 
 
 def _conversation(row: Row, messages: Sequence[Message]) -> Sample:
@@ -188,7 +196,7 @@ def _conversation(row: Row, messages: Sequence[Message]) -> Sample:
         return Failure(Status.EMPTY, "the conversation has no messages")
     tools = row.get("tools")
     if isinstance(tools, str):
-        tools = _parse_tools(tools)
+        tools = _parse_tools(tools) if tools else None
     template_kwargs = _without_nulls(row.get("chat_template_kwargs") or {})
     return Conversation(tuple(messages), _without_nulls(tools) or None, template_kwargs)
 
@@ -204,19 +212,20 @@ def _messages(value: Any, name: str) -> list[Message]:
     if value is None:
         raise _Malformed(f"{name} is null")
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise _Malformed(f"{name} is a {type(value).__name__}, not a string or list of messages")
+        raise _Malformed(f"{name} is of type {type(value).__name__}, not text or messages")
     return [_message(message, f"{name}[{index}]") for index, message in enumerate(value)]
 
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
-        raise _Malformed(f"{where} is a {type(value).__name__}, not a message")
+        raise _Malformed(f"{where} is of type {type(value).__name__}, not a message")
     message: dict[str, Any] = _without_nulls(value)
     if not isinstance(message.get("role"), str):
         raise _Malformed(f"{where} has no role")
     if "content" not in message and "tool_calls" not in message:
         raise _Malformed(f"{where} has no content")
-    if not isinstance(message.get("content", ""), str | Sequence):
+    content = message.get("content", "")
+    if not isinstance(content, str | Sequence) or isinstance(content, bytes):
         raise _Malformed(f"{where} has a content that is neither text nor a list of parts")
     return message
 
@@ -254,7 +263,10 @@ def is_list_of(kind: Any, of: Callable[[Any], bool]) -> bool:
 def _is_message(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_struct(kind)) and kind.get_field_index("role") >= 0
+    if not pa.types.is_struct(kind):
+        return False
+    fields = {field.name for field in kind}
+    return "role" in fields and not fields.isdisjoint({"content", "tool_calls"})
 
 
 def _is_text_or_messages(kind: Any) -> bool:
@@ -271,6 +283,9 @@ def check_schema(schema: Any) -> RowFormat:
         DataError: No format fits, or a column has a type that holds no text.
     """
     found = find_format(schema.names)
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DataError(f"Columns {', '.join(twice)} are there more than once. Rename or drop one.")
     for name in found.columns:
         kind = schema.field(name).type
         wanted = "text or a list of messages"

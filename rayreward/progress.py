@@ -64,9 +64,10 @@ class Progress:
     def line(self) -> str:
         """Where the job is, in one line."""
         rows_per_s = self._per_s(self._rows - self._begun_at)
+        percent = 100 * self._rows // self._total if self._total else 100
         left = (self._total - self._rows) / rows_per_s if rows_per_s else None
         return (
-            f"{self._rows:,}/{self._total:,} rows ({100 * self._rows / self._total:.0f} %), "
+            f"{self._rows:,}/{self._total:,} rows ({percent} %), "
             f"{rows_per_s:,.1f} rows/s, {self._per_s(self._tokens):,.0f} tokens/s, "
             f"{'time left unknown' if left is None else _duration(left) + ' left'}"
         )

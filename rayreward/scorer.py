@@ -23,7 +23,7 @@ from rayreward.fingerprint import (
     hash_tokenizer,
 )
 from rayreward.model import RewardModel, load_model
-from rayreward.preferences import Row, RowFormat
+from rayreward.preferences import RowFormat
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.types import Failure, Outcome, Reward, Sample, Status, Tokens
 
@@ -95,9 +95,16 @@ class Scorer:
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
         """
-        rows = [_samples(row, row_format) for row in read_rows(table, row_format.read)]
-        flat = iter(self.score([sample for row in rows for sample in row]))
-        return reward_columns(row_format.kind, [tuple(islice(flat, len(row))) for row in rows])
+        rows = [
+            row if isinstance(row, Failure) else row_format.samples(row)
+            for row in read_rows(table, row_format.read)
+        ]
+        samples = [sample for row in rows if not isinstance(row, Failure) for sample in row]
+        flat = iter(self.score(samples))
+        outcomes = [
+            row if isinstance(row, Failure) else tuple(islice(flat, len(row))) for row in rows
+        ]
+        return reward_columns(row_format.kind, outcomes)
 
     def fingerprint(self) -> Fingerprint:
         """Hashes what this scorer holds now, from the live weights."""
@@ -131,12 +138,6 @@ def read_rows(table: pa.Table, columns: Sequence[str]) -> Iterator[dict[str, obj
                 yield chosen.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
                 yield Failure(Status.MALFORMED, f"the row is not valid UTF-8: {error}")
-
-
-def _samples(row: Row | Failure, row_format: RowFormat) -> tuple[Sample, ...]:
-    if isinstance(row, Failure):
-        return (row,) * len(row_format.samples({}))
-    return row_format.samples(row)
 
 
 def _outcome(value: float, tokens: Tokens) -> Outcome:

@@ -25,12 +25,12 @@ class _State:
 def watched() -> Iterator[None]:
     """Inside, signals are kept for `check`. For the main thread of a command-line program."""
     before = {number: signal.getsignal(number) for number in _WATCHED}
-    _State.armed, _State.received = True, None
-    rearm()
     try:
+        _State.armed, _State.received = True, None
+        rearm()
         yield
     finally:
-        _State.armed = False
+        _State.armed, _State.received = False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -87,7 +87,7 @@ def test_score_has_nan_and_never_zero_where_a_row_has_no_reward(pool: RewardPool
 
 
 def test_score_refuses_what_it_does_not_know(pool: RewardPool) -> None:
-    with pytest.raises(DataError, match="Can't score a int"):
+    with pytest.raises(DataError, match="Can't score a value of type int"):
         pool.score(["fine", 7])
 
 

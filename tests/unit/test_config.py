@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def _refused(config: type, **settings: Any) -> str:
     ],
 )
 def test_config_refuses_empty_names(config: type, name: str, remedy: str) -> None:
-    assert _refused(config, **{name: ""}) == f"{name} is empty: {remedy}."
+    assert _refused(config, **{name: ""}) == f"{name}='' is no text: {remedy}."
+    assert _refused(config, **{name: Path("a")}).startswith(f"{name}=PosixPath('a') is no text")
 
 
 @pytest.mark.parametrize(("config", "name", "least"), AT_LEAST)

@@ -146,7 +146,7 @@ def test_determinism_error_names_the_odd_actor_and_what_it_holds() -> None:
         report.raise_if_different()
     message = str(caught.value)
     assert caught.value.report is report
-    assert message.startswith("1 of 3 actors hold another model than the rest")
+    assert message.startswith("1 of 3 actors hold another model than the pool's")
     assert (
         "  actor 1: head ffffffffffff instead of 111111111111, "
         "chat_template None instead of 444444444444; its machine looks the same\n"

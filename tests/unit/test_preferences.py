@@ -292,7 +292,10 @@ def test_preferences_null_prompt_of_a_pair_fails_both_sides() -> None:
 
 
 def test_preferences_null_completions_are_one_failure() -> None:
-    assert _reason(_sample(prompt="q", completions=None)) == "completions is null"
+    row = {"prompt": "q", "completions": None}
+    whole_row = find_format(row).samples(row)
+    assert isinstance(whole_row, Failure)
+    assert _reason(whole_row) == "completions is null"
 
 
 def test_preferences_null_among_completions_keeps_its_place() -> None:
@@ -304,8 +307,8 @@ def test_preferences_null_among_completions_keeps_its_place() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ("hello", "messages[1] is a str, not a message"),
-        (None, "messages[1] is a NoneType, not a message"),
+        ("hello", "messages[1] is of type str, not a message"),
+        (None, "messages[1] is of type NoneType, not a message"),
         ({"content": "b"}, "messages[1] has no role"),
         ({"role": None, "content": "b"}, "messages[1] has no role"),
         ({"role": 1, "content": "b"}, "messages[1] has no role"),
@@ -331,7 +334,7 @@ def test_preferences_malformed_message_is_found_in_its_column() -> None:
 @pytest.mark.parametrize("value", [7, {"role": "user", "content": "a"}, b"bytes"])
 def test_preferences_value_of_another_type_has_a_reason(value: Any) -> None:
     name = type(value).__name__
-    reason = f"is a {name}, not a string or list of messages"
+    reason = f"is of type {name}, not text or messages"
     assert _reason(_sample(prompt="q", completion=value)) == f"completion {reason}"
     assert _reason(_sample(prompt=value, completion="a")) == f"prompt {reason}"
 
@@ -545,7 +548,7 @@ def test_preferences_item_in_memory_becomes_a_sample(item: Any, sample: Sample) 
 
 def test_preferences_malformed_item_in_memory_has_a_reason() -> None:
     assert _reason(to_sample({"text": None})) == "text is null"
-    assert _reason(to_sample(["a", "b"])) == "messages[0] is a str, not a message"
+    assert _reason(to_sample(["a", "b"])) == "messages[0] is of type str, not a message"
 
 
 @pytest.mark.parametrize(
