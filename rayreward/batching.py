@@ -1,4 +1,4 @@
-"""Cuts sequences into batches under a token budget. Integers in, integers out.
+"""Cuts sequences into groups and batches under a token budget. Integers in, integers out.
 
 The cut depends on the lengths and the budget alone, never on who is free or what came before.
 Does not know torch, Ray or files.
@@ -6,7 +6,10 @@ Does not know torch, Ray or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+from rayreward.types import Group
 
 
 def make_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
@@ -30,3 +33,49 @@ def make_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int
         else:
             batches.append([index])
     return batches
+
+
+def share_prefix(texts: Sequence[tuple[int, ...]]) -> Group:
+    """Makes a group of texts: their longest common start, and what is left of each."""
+    first, last = min(texts), max(texts)  # what these two have in common, all have
+    pairs = zip(first, last, strict=False)
+    prefix = first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
+    return Group(prefix, tuple(text[len(prefix) :] for text in texts))
+
+
+def pack_groups(
+    groups: Sequence[tuple[int, Sequence[int]]], max_batch_tokens: int
+) -> list[list[tuple[int, range]]]:
+    """Fills batches with groups, in their order, each prefix counted once.
+
+    A group over the budget is split into several, each with the prefix and some of its branches; a
+    single branch over the budget is a batch of its own.
+
+    Args:
+        groups: For each group the length of its prefix and the lengths of its branches, in tokens.
+        max_batch_tokens: The most that a batch may hold.
+
+    Returns:
+        Batches of (group, which of its branches).
+    """
+    batches: list[list[tuple[int, range]]] = []
+    room = 0
+    for index, (prefix, branches) in enumerate(groups):
+        for chosen in _split(prefix, branches, max_batch_tokens):
+            cost = prefix + sum(branches[branch] for branch in chosen)
+            if not batches or cost > room:
+                batches.append([])
+                room = max_batch_tokens
+            batches[-1].append((index, chosen))
+            room -= cost
+    return batches
+
+
+def _split(prefix: int, branches: Sequence[int], max_batch_tokens: int) -> Iterator[range]:
+    start, cost = 0, prefix
+    for index, branch in enumerate(branches):
+        if index > start and cost + branch > max_batch_tokens:
+            yield range(start, index)
+            start, cost = index, prefix
+        cost += branch
+    yield range(start, len(branches))

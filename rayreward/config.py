@@ -47,6 +47,9 @@ class ModelConfig:
     """Tokens in a batch, padding included. "auto": 2,048 on a CPU, 16,384 on a GPU. Where
     max_length is left open, a text longer than this is a batch of its own."""
 
+    share_prefixes: bool = True
+    """Run what the texts of a row have in common once. Their rewards stay the same, bit for bit."""
+
     pad_token: str | None = None
     """Padding token, for a checkpoint that names none (TRL's RewardConfig has the same)."""
 

@@ -52,6 +52,9 @@ class Fingerprint:
     pad_id: int
     max_batch_tokens: int
     attention: str
+    layout: str
+    """`flat` or `padded` (`rayreward.model`)."""
+    share_prefixes: bool
     environment: Environment
 
     def to_dict(self) -> dict[str, Any]:

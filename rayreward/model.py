@@ -1,7 +1,9 @@
 """A reward model on one device: loaded deterministically, token ids in, rewards out.
 
-Today every batch takes transformers' own forward pass, padded on the right. Knows transformers
-and torch devices; does not know text, files or Ray.
+A batch runs in one of two layouts. *Flat*: one stream of tokens without padding, shared prefixes
+once (`rayreward.flat`); for decoders, where a check at load finds that it gives what transformers'
+own forward gives. *Padded*: transformers' own forward, padded on the right; for everything else.
+Knows transformers and torch devices; does not know text, files or Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from rayreward.checkpoint import Checkpoint
 from rayreward.config import ModelConfig
 from rayreward.errors import ConfigError, ModelError
+from rayreward.flat import hidden_states, lay_out
 from rayreward.head import Head, is_head, seeded_draws
+from rayreward.types import Group
 
 _LOADING = threading.Lock()
 """transformers patches functions of `torch.nn.init` while it loads: one load at a time."""
@@ -31,6 +35,11 @@ _THROWAWAY_SEED = 0
 """Feeds draws whose results are refused or never used, so that they don't touch the global RNG."""
 
 HeadOrigin = Literal["trained", "seeded"]
+Layout = Literal["flat", "padded"]
+
+_FLAT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far, relative to its length, a hidden state may be from transformers' own: well above what
+another order of summation does, well below what attending to the wrong tokens does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class RewardModel:
         pad_id: The token that pooling looks past, and that fills a batch up.
         loaded: What was found while loading.
         architecture: The model's class.
+        layout: How batches run.
         head: The head, with its weights by name.
     """
 
@@ -61,6 +71,7 @@ class RewardModel:
         self.loaded = loaded
         self.architecture = type(module).__name__
         self._module = module
+        self.layout: Layout = "flat" if self._runs_flat() else "padded"
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every live weight and buffer of head and body with its name, sorted by name."""
@@ -68,29 +79,61 @@ class RewardModel:
         yield from sorted({**body, **self.head.tensors}.items())
 
     @torch.inference_mode()
-    def rewards(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def rewards(self, batch: Sequence[Group]) -> NDArray[np.float32]:
         """Scores one batch, all of it at once.
 
         Args:
-            batch: N sequences of token ids, each with at least one token.
+            batch: Groups with N texts in all, each text of at least one token.
 
         Returns:
             `(N,)` float32, in the batch's order. NaN and infinities are passed on as they are.
         """
-        rewards = self.head.rewards(self._pooled(batch))
-        result: NDArray[np.float32] = rewards.cpu().numpy()
+        pooled = self._pooled_flat if self.layout == "flat" else self._pooled_padded
+        result: NDArray[np.float32] = self.head.rewards(pooled(batch)).cpu().numpy()
         return result
 
-    def _pooled(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Runs the padded forward pass; returns what the head's last layer sees, `(N, H)`."""
-        ids, mask = self._padded(batch)
+    def _pooled_flat(self, batch: Sequence[Group]) -> torch.Tensor:
+        """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
+        stream = lay_out(batch, self.pad_id, self.device)
+        texts = [text for group in batch for text in group.texts]
+        last = [
+            int(places[pooled_position(text, self.pad_id)])
+            for places, text in zip(stream.texts, texts, strict=True)
+        ]
+        return hidden_states(self._module, stream)[last]
+
+    def _pooled_padded(self, batch: Sequence[Group]) -> torch.Tensor:
+        """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
+        texts = [text for group in batch for text in group.texts]
+        ids, mask = self._padded(texts)
         hidden = self.head.caught(
             lambda: self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
         )
         if hidden.dim() == 2:  # an encoder has pooled already
             return hidden
-        last = torch.tensor([pooled_position(row, self.pad_id) for row in batch])
-        return hidden[torch.arange(len(batch)), last]
+        last = torch.tensor([pooled_position(text, self.pad_id) for text in texts])
+        return hidden[torch.arange(len(texts)), last]
+
+    @torch.inference_mode()
+    def _runs_flat(self) -> bool:
+        """Whether the flat stream gives what transformers' own forward gives, one text at a time.
+
+        Only a trial can tell: some architectures never call the attention interface, and come out
+        wrong without a word.
+        """
+        if self.device.type != "cpu":
+            return False  # not measured on a GPU yet
+        groups = _trial_groups(self._module.config.get_text_config(), self.loaded.max_positions)
+        own = [self._pooled_padded([Group((), (text,))])[0] for g in groups for text in g.texts]
+        try:
+            ours = self._pooled_flat(groups)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        expected = torch.stack(own).float()
+        if ours.shape != expected.shape:
+            return False
+        error = (ours.float() - expected).norm(dim=1) / expected.norm(dim=1)
+        return bool((error <= _FLAT_TOLERANCE[self._module.dtype]).all())
 
     def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))
@@ -104,6 +147,23 @@ class RewardModel:
     def _no_cache(self) -> dict[str, Any]:
         """Keeps decoders from building a key-value cache that nobody reads."""
         return {"use_cache": False} if hasattr(self._module.config, "use_cache") else {}
+
+
+def _trial_groups(text_config: Any, max_positions: int | None) -> list[Group]:
+    """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block."""
+    generator = np.random.default_rng(0)
+
+    def draw(length: int) -> tuple[int, ...]:
+        return tuple(generator.integers(0, text_config.vocab_size, length).tolist())
+
+    longest = min(150, max_positions or 150)
+    short = longest // 5
+    return [
+        Group((), (draw(1),)),
+        Group(draw(short), (draw(3), draw(longest - short), ())),
+        Group((), (draw(longest // 2),)),
+        Group(draw(longest // 2), (draw(2), draw(longest // 4))),
+    ]
 
 
 def pooled_position(ids: Sequence[int], pad_id: int) -> int:

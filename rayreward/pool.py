@@ -60,6 +60,7 @@ class RewardPool:
         max_length: int | None = None,
         truncation: Literal["error-row", "left", "right"] = "error-row",
         max_batch_tokens: int | Literal["auto"] = "auto",
+        share_prefixes: bool = True,
         pad_token: str | None = None,
         num_actors: int | Literal["auto"] = "auto",
         num_gpus_per_actor: float | None = None,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
-from rayreward.batching import make_batches
+from rayreward.batching import make_batches, pack_groups, share_prefix
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig
@@ -25,7 +27,7 @@ from rayreward.fingerprint import (
 from rayreward.model import RewardModel, load_model
 from rayreward.preferences import RowFormat
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
-from rayreward.types import Failure, Outcome, Reward, Sample, Status, Tokens
+from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
 
 _AUTO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """On a CPU the caches are the limit; measured best on two cores with a 135M model."""
@@ -75,19 +77,38 @@ class Scorer:
         Raises:
             ModelError: There are conversations but the model has no chat template.
         """
-        encoded = self._tokenizer.encode(samples)
-        outcomes: list[Outcome | None] = [
-            item if isinstance(item, Failure) else None for item in encoded
-        ]
-        sequences = [
-            (index, item) for index, item in enumerate(encoded) if isinstance(item, Tokens)
-        ]
-        for batch in make_batches([len(t.ids) for _, t in sequences], self._max_batch_tokens):
-            members = [sequences[position] for position in batch]
-            values = self._model.rewards([tokens.ids for _, tokens in members])
-            for (index, tokens), value in zip(members, values.tolist(), strict=True):
-                outcomes[index] = _outcome(value, tokens)
-        return [outcome for outcome in outcomes if outcome is not None]
+        return [outcomes[0] for outcomes in self.score_groups([[sample] for sample in samples])]
+
+    def score_groups(self, groups: Sequence[Sequence[Sample]]) -> list[list[Outcome]]:
+        """Scores samples that may begin alike, such as the two sides of a pair.
+
+        Returns:
+            For each group the outcomes of its samples, in order.
+
+        Raises:
+            ModelError: There are conversations but the model has no chat template.
+        """
+        tokens = iter(self._tokenizer.encode([sample for group in groups for sample in group]))
+        encoded = [list(islice(tokens, len(group))) for group in groups]
+        outcomes: list[list[Any]] = [list(group) for group in encoded]
+        for batch in self._batches(encoded):
+            places = [place for placed in batch for place in placed.places]
+            values = self._model.rewards([placed.group for placed in batch])
+            for (row, column), value in zip(places, values.tolist(), strict=True):
+                outcomes[row][column] = _outcome(value, outcomes[row][column])
+        return outcomes
+
+    def _batches(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> Iterator[list[_Placed]]:
+        flat = self._model.layout == "flat"
+        placed = list(_place(encoded, share=flat and self._config.share_prefixes))
+        if flat:
+            sizes = [(len(p.group.prefix), [len(b) for b in p.group.branches]) for p in placed]
+            for batch in pack_groups(sizes, self._max_batch_tokens):
+                yield [placed[index].only(chosen) for index, chosen in batch]
+        else:
+            lengths = [len(p.group.branches[0]) for p in placed]
+            for members in make_batches(lengths, self._max_batch_tokens):
+                yield [placed[index] for index in members]
 
     def score_table(self, table: pa.Table, row_format: RowFormat) -> pa.Table:
         """Scores the rows of a table.
@@ -99,11 +120,8 @@ class Scorer:
             row if isinstance(row, Failure) else row_format.samples(row)
             for row in read_rows(table, row_format.read)
         ]
-        samples = [sample for row in rows if not isinstance(row, Failure) for sample in row]
-        flat = iter(self.score(samples))
-        outcomes = [
-            row if isinstance(row, Failure) else tuple(islice(flat, len(row))) for row in rows
-        ]
+        scored = iter(self.score_groups([row for row in rows if not isinstance(row, Failure)]))
+        outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]
         return reward_columns(row_format.kind, outcomes)
 
     def fingerprint(self) -> Fingerprint:
@@ -123,8 +141,34 @@ class Scorer:
             pad_id=self._model.pad_id,
             max_batch_tokens=self._max_batch_tokens,
             attention=loaded.attention,
+            layout=self._model.layout,
+            share_prefixes=self._config.share_prefixes,
             environment=find_environment(self._model.device),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A group to score, and for each of its texts where the reward goes: (row, column)."""
+
+    group: Group
+    places: tuple[tuple[int, int], ...]
+
+    def only(self, chosen: range) -> _Placed:
+        """The same with some of its texts."""
+        branches = self.group.branches[chosen.start : chosen.stop]
+        return _Placed(Group(self.group.prefix, branches), self.places[chosen.start : chosen.stop])
+
+
+def _place(encoded: Sequence[Sequence[Tokens | Failure]], *, share: bool) -> Iterator[_Placed]:
+    """Makes groups of what has tokens: a group a row, or one a text where nothing is shared."""
+    for row, members in enumerate(encoded):
+        texts = {(row, n): t.ids for n, t in enumerate(members) if isinstance(t, Tokens)}
+        if share and texts:
+            yield _Placed(share_prefix(list(texts.values())), tuple(texts))
+        else:
+            for place, ids in texts.items():
+                yield _Placed(Group((), (ids,)), (place,))
 
 
 def read_rows(table: pa.Table, columns: Sequence[str]) -> Iterator[dict[str, object] | Failure]:

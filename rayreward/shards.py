@@ -103,7 +103,7 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
     for path, form in scans:
         stat, scan = _scan(path, form)
         if scan.rows:
-            schema = _merge(schema, scan.schema.remove_metadata(), files, path, form)
+            schema = _merge(schema, _bare(scan.schema), files, path, form)
         files.append(SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows))
     if schema is None:
         raise DataError(f"Dataset {dataset!r} is empty: {len(paths)} files, no rows.")
@@ -243,6 +243,11 @@ def _planning(path: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _bare(schema: pa.Schema) -> pa.Schema:
+    """The columns less what a single file says of them: its metadata, and that it has no nulls."""
+    return pa.schema([pa.field(field.name, field.type) for field in schema])
 
 
 def _merge(

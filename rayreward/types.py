@@ -7,7 +7,7 @@ talks to Ray.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,22 @@ class Tokens:
     def truncated(self) -> bool:
         """Whether some of the text was cut off to fit."""
         return self.original_length > len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Texts that begin alike: each is the prefix and one of the branches.
+
+    A prefix may be empty, and so may a branch, but not both.
+    """
+
+    prefix: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    @property
+    def texts(self) -> Iterator[tuple[int, ...]]:
+        """The token ids of each text."""
+        return (self.prefix + branch for branch in self.branches)
 
 
 @dataclass(frozen=True, slots=True)

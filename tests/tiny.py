@@ -14,11 +14,21 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
@@ -54,10 +64,35 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         bos_token_id=1,
         eos_token_id=2,
     ),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=2, head_dim=8),
+    "mistral": lambda: MistralConfig(**_SHAPE, num_key_value_heads=2, sliding_window=32),
+    "gemma2": lambda: Gemma2Config(
+        **_SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=32, query_pre_attn_scalar=8
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=32, query_pre_attn_scalar=8
+    ),
+    "phi3": lambda: Phi3Config(**_SHAPE, num_key_value_heads=2),
+    "olmo2": lambda: Olmo2Config(**_SHAPE, num_key_value_heads=2),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SHAPE),
+    "opt": lambda: OPTConfig(**_SHAPE, ffn_dim=64, word_embed_proj_dim=32),
+    "bloom": lambda: BloomConfig(
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        vocab_size=400,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "falcon": lambda: FalconConfig(**_SHAPE),
     "bert": lambda: BertConfig(**_SHAPE),
     "roberta": lambda: RobertaConfig(**_SHAPE),
 }
 ENCODERS = ("bert", "roberta")
+NOT_FLAT = ("bloom", "falcon")
+"""Decoders that do not call transformers' attention interface."""
+FLAT = tuple(name for name in CONFIGS if name not in (*ENCODERS, *NOT_FLAT))
 
 
 @cache

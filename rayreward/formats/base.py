@@ -81,14 +81,13 @@ def decoding(what: str) -> Iterator[None]:
     """Tells bytes that can't be decoded from a file that can't be read.
 
     pyarrow reports a page that does not decompress as an OSError too, but one without a number.
-    A name in a damaged schema shows only when Python decodes it.
 
     Raises:
         Damaged: Whatever is read in here can't be decoded.
     """
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Damaged(f"{what} can't be decoded ({str(error).strip()})") from error

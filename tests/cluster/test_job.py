@@ -368,6 +368,7 @@ FLAGS = [
     "revision",
     "rows_per_shard",
     "seed",
+    "share_prefixes",
     "tasks_per_actor",
     "truncation",
 ]

@@ -33,6 +33,8 @@ HELD = Fingerprint(
     pad_id=0,
     max_batch_tokens=2048,
     attention="sdpa",
+    layout="flat",
+    share_prefixes=True,
     environment=MACHINE,
 )
 MODEL_FIELDS = [field.name for field in dataclasses.fields(Fingerprint)][:-1]

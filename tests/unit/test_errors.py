@@ -41,6 +41,8 @@ def _report() -> DeterminismReport:
             pad_id=0,
             max_batch_tokens=2048,
             attention="sdpa",
+            layout="flat",
+            share_prefixes=True,
             environment=machine,
         )
         for head in ("one", "other")

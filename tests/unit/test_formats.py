@@ -317,6 +317,7 @@ def test_formats_json_parses_a_long_piece_in_blocks(
         '{"text": "a"},',
         '{"text": "a"} {"text": "b"}',
         '{"text": "a"} null',
+        '{"text": "a"}}{"row":{"text": "b"}',
         '{"text": "a", "text": "b"}',
         '{"text": "a", "x": NULL}',
         r'{"text": "\ud800"}',

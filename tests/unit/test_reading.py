@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import gzip
+import io
 import json
 import os
 import random
@@ -136,6 +137,17 @@ def test_read_shard_puts_columns_in_the_order_of_the_plan(tmp_path: Path) -> Non
     assert all(read_shard(s, plan.schema).schema.names == ["text", "id"] for s in plan.shards)
 
 
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_read_shard_takes_nulls_that_only_some_files_allow(tmp_path: Path, names: str) -> None:
+    strict = pa.schema([pa.field("text", pa.string(), nullable=False)])
+    _parquet(tmp_path / f"{names[0]}.parquet", pa.table({"text": ["a"]}, schema=strict))
+    _parquet(tmp_path / f"{names[1]}.parquet", pa.table({"text": pa.array([None], pa.string())}))
+    plan = plan_dataset(str(tmp_path))
+    tables = [read_shard(shard, plan.schema) for shard in plan.shards]
+    assert all(table.schema == plan.schema for table in tables)
+    assert sorted(str(table["text"][0]) for table in tables) == ["None", "a"]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_read_shard_fills_columns_that_another_file_has(tmp_path: Path, name: str) -> None:
     for other, line in ((name, '{"text": "a", "x": 1}'), ("b" + name, '{"text": "b", "y": [1.5]}')):
@@ -154,7 +166,7 @@ def test_read_shard_fills_columns_that_another_file_has(tmp_path: Path, name: st
         pa.large_string(),
         pa.string_view(),
         pa.dictionary(pa.int8(), pa.string()),
-        pa.dictionary(pa.int32(), pa.large_string()),
+        pa.dictionary(pa.int32(), pa.string()),
     ],
     ids=str,
 )
@@ -224,7 +236,8 @@ def test_read_shard_one_damaged_row_group_spares_the_others(tmp_path: Path, code
     plan = plan_dataset(path, 4)
     whole = _outcomes(plan)
     column = pq.read_metadata(path).row_group(1).column(2)
-    _flip(path, column.data_page_offset + column.total_compressed_size // 2)
+    start = column.dictionary_page_offset or column.data_page_offset
+    _flip(path, start + column.total_compressed_size // 2)
     assert _outcomes(plan) == [*whole[:2], None, None, *whole[4:]]
     assert _outcomes(plan_dataset(path, 4)) == [*whole[:2], None, None, *whole[4:]]
 
@@ -262,22 +275,24 @@ def test_reading_survives_a_flipped_bit_anywhere(tmp_path: Path, kind: str) -> N
     plan = plan_dataset(path, 8)
     data = Path(path).read_bytes()
     draw = random.Random(2)
-    ends = range(len(data) - 40, len(data), 2)
-    for at in [*sorted(draw.sample(range(len(data)), 25)), *ends]:
+    tail = max(len(data) - 1000, 0)  # where Parquet and Arrow files keep what the rest hangs on
+    places = draw.sample(range(len(data)), 15) + draw.sample(range(tail, len(data)), 15)
+    for at in places:
         _replace(path, data)
         _flip(path, at, draw.randrange(8))
-        found = _outcomes(plan)
-        assert [rows is None or len(rows) for rows in found] in _either(found, 8)
-        try:
-            again = plan_dataset(path, 8)
-        except DataError:
-            continue
-        assert sum(shard.rows for shard in again.shards) == again.rows
-        assert [rows is None or len(rows) for rows in _outcomes(again)]
+        _read_as_it_goes(plan)
+        with contextlib.suppress(DataError):
+            _read_as_it_goes(plan_dataset(path, 8))
 
 
-def _either(found: list[Any], size: int) -> list[list[int | bool]]:
-    return [[rows is None or size for rows in found]]
+def _read_as_it_goes(plan: Plan) -> None:
+    """Each shard has all of its rows, fit to be passed on, or is known to be damaged."""
+    assert sum(shard.rows for shard in plan.shards) == plan.rows
+    for shard in plan.shards:
+        with contextlib.suppress(Damaged):
+            table = read_shard(shard, plan.schema)
+            assert table.num_rows == shard.rows
+            pq.write_table(table, io.BytesIO())
 
 
 @pytest.mark.parametrize("kind", ["parquet none", "arrow arrow None", "arrow arrows None"])
@@ -347,23 +362,16 @@ def test_read_shard_whose_schema_is_another_by_now(tmp_path: Path) -> None:
         read_shard(plan.shards[0], plan.schema)
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
-def test_read_shard_whose_lines_are_fewer_by_now(tmp_path: Path, name: str) -> None:
-    pack = gzip.compress if name.endswith("gz") else bytes
-    path = tmp_path / name
-    path.write_bytes(pack(b'{"text": "a"}\n{"text": "b"}\n'))
+@pytest.mark.parametrize(
+    "second", ["", "null", '"text"', '{"text": "b"', '{"text": "b", "x": 1}', "[" * 999]
+)
+def test_read_shard_whose_lines_are_others_by_now(tmp_path: Path, second: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n' + '{"text": "b"}'.ljust(1000))
     plan = plan_dataset(str(path), 2)
-    size = path.stat().st_size
-    for changed in (b'{"text": "a"}\n' + b" " * 14, b" " * 28, b'{"text": "a"}\nnull          \n'):
-        data = pack(changed)
-        _replace(str(path), data)
-        planned = plan.shards[0]
-        assert len(data) == size or name.endswith("gz")
-        file = type(planned.file)(
-            planned.file.path, "json", len(data), os.stat(path).st_mtime_ns, planned.file.rows
-        )
-        with pytest.raises(Damaged):
-            read_shard(type(planned)(0, file, planned.piece), plan.schema)
+    _replace(str(path), ('{"text": "a"}\n' + second.ljust(1000)).encode())
+    with pytest.raises(Damaged):
+        read_shard(plan.shards[0], plan.schema)
 
 
 def test_plan_names_are_not_utf8(tmp_path: Path) -> None:
