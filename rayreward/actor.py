@@ -139,10 +139,8 @@ class RewardActor:
             rows = read_shard(shard, context.schema)
             added = self.score_table(rows, context.row_format)
         except Damaged as error:
-            rows = pa.table(
-                [pa.nulls(shard.rows, field.type) for field in context.schema],
-                names=context.schema.names,
-            )
+            nulls = [pa.array([None] * shard.rows, field.type) for field in context.schema]
+            rows = pa.table(nulls, names=context.schema.names)
             added = unreadable_columns(context.row_format.kind, shard.rows, str(error))
         kind = context.row_format.kind
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)

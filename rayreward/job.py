@@ -6,10 +6,12 @@ written; `run_job` does the work. Does not know command lines, or how actors com
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,10 @@ class PreparedJob:
         return {
             "version": _FORMAT_VERSION,
             "files": [asdict(file) for file in self.plan.files],
-            "schema": str(self.plan.schema),
+            "columns": [f"{field.name}: {field.type}" for field in self.plan.schema],
             "rows": self.plan.rows,
             "shards": len(self.plan.shards),
+            "cut": _hash_cut(self.plan),
             "settings": asdict(self.model),
         }
 
@@ -104,7 +107,8 @@ def run_job(job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint) 
         tokens_before=before.tokens,
         max_failed_rows=job.config.max_failed_rows,
     )
-    job.output.finish(_manifest(job, report, started))
+    if not job.output.finished:
+        job.output.finish(_manifest(job, report, started))
     return report
 
 
@@ -116,6 +120,12 @@ def make_provenance(model: ModelConfig, fingerprint: Fingerprint) -> dict[str, A
         "settings": asdict(model),
         "fingerprint": fingerprint.to_dict(),
     }
+
+
+def _hash_cut(plan: Plan) -> str:
+    """SHA-256 of where each shard begins and ends: parts of another cut are other rows."""
+    cut = [[shard.file.path, *astuple(shard.piece)] for shard in plan.shards]
+    return hashlib.sha256(json.dumps(cut).encode()).hexdigest()
 
 
 def _check_place(config: JobConfig, plan: Plan) -> None:
@@ -134,7 +144,7 @@ def _check_place(config: JobConfig, plan: Plan) -> None:
                 f"Input {file.path} lies inside the output directory {output}. Choose another "
                 "output."
             )
-    source = Path(config.dataset).expanduser()
+    source = Path(config.dataset.split("**")[0]).expanduser()
     if source.is_dir() and output.is_relative_to(source.resolve()):
         raise OutputError(
             f"Output {output} lies inside the input directory {source.resolve()}, so the next run "
@@ -162,6 +172,8 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             yield from _changes(old, value)
         elif name == "files":
             yield "its input files are others, or have changed"
+        elif name == "cut":
+            yield "its shards are cut at other rows (rows_per_shard)"
         else:
             yield f"{name} was {old!r} and is {value!r}"
 
@@ -170,7 +182,7 @@ def _open_output(job: PreparedJob, fingerprint: Fingerprint) -> None:
     record = {**job.record, "fingerprint": fingerprint.to_dict()}
     if job.found is not None and not job.config.restart:
         _check_same_run(job.output, job.found, record)
-        job.output.resume()
+        job.output.resume(len(job.plan.shards))
         return
     if job.found is not None:
         job.output.clear()

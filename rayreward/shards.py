@@ -212,7 +212,7 @@ def _check_one_format(files: list[tuple[str, Format]]) -> None:
 
 
 def _scan(path: str, form: Format) -> tuple[os.stat_result, Scan]:
-    with _planning(path):
+    with _planning(path, form):
         stat = os.stat(path)  # before the scan, so that a change meanwhile is seen when reading
         scan = form.scan(path)
         _check_names(path, list(scan.schema))
@@ -232,14 +232,14 @@ def _check_names(path: str, fields: list[pa.Field]) -> None:
 
 
 @contextmanager
-def _planning(path: str) -> Iterator[None]:
+def _planning(path: str, form: Format) -> Iterator[None]:
     """What can't be read when the plan is made is nothing to score around."""
     try:
         yield
     except (Damaged, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} can't be read: {error}. It may be cut off or still being written: copy it "
-            "again, or leave it out of the dataset."
+            f"{path} is not a readable {form.title} file: {error}. It may be cut off or still "
+            "being written: copy it again, or leave it out of the dataset."
         ) from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
@@ -297,6 +297,7 @@ def _auto_rows(total: int) -> int:
 
 def _cut(files: list[SourceFile], rows: int) -> Iterator[tuple[SourceFile, Piece]]:
     for file in files:
-        with _planning(file.path):
-            for piece in format_named(file.format).split(file.path, rows):
+        form = format_named(file.format)
+        with _planning(file.path, form):
+            for piece in form.split(file.path, rows):
                 yield file, piece

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -59,12 +60,12 @@ def write_attempt(path: str, shard: int, table: pa.Table, tally: Tally) -> Attem
             file.flush()
             os.fsync(file.fileno())
         size, digest = os.path.getsize(path), _sha256(path)
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise OutputError(
-            f"Writing {path} failed: {error.strerror or error}. Free space or choose another "
-            "output; the same command resumes this run."
+            f"Writing {path} failed: {_reason(error)}. Free space or choose another output; the "
+            "same command resumes this run."
         ) from error
     return Attempt(shard, path, size, digest, tally)
 
@@ -117,11 +118,15 @@ class OutputDirectory:
         """
         try:
             if (self._ours / "plan.json").exists():
-                plan: dict[str, Any] = json.loads((self._ours / "plan.json").read_text())
-                return plan
+                plan = json.loads((self._ours / "plan.json").read_text(encoding="utf-8"))
+                if isinstance(plan, dict):
+                    return plan
+                raise ValueError("plan.json is not an object")
             in_the_way = self.path.is_file() or (self.path.exists() and any(self.path.iterdir()))
         except (OSError, ValueError) as error:
-            raise OutputError(f"Output {self.path} can't be read: {error}.") from error
+            raise OutputError(
+                f"Output {self.path} can't be read: {_reason(error)}. Choose another directory."
+            ) from error
         if in_the_way:
             raise OutputError(
                 f"Output {self.path} already has other files in it. Choose a new or empty "
@@ -130,14 +135,19 @@ class OutputDirectory:
         return None
 
     def clear(self) -> None:
-        """Removes everything that RayReward wrote here, and nothing else."""
-        for part in [
-            *self.path.glob("part-*.parquet"),
-            self.path / _MANIFEST,
-            self.path / _SUCCESS,
-        ]:
-            part.unlink(missing_ok=True)
-        shutil.rmtree(self._ours, ignore_errors=True)
+        """Removes everything that RayReward wrote here, and nothing else; the marker first.
+
+        Raises:
+            OutputError: Something can't be removed.
+        """
+        parts = [path for path in self.path.glob("*") if _PART_NAME.fullmatch(path.name)]
+        try:
+            for path in [self.path / _SUCCESS, self.path / _MANIFEST, *parts]:
+                path.unlink(missing_ok=True)
+            if self._ours.exists():
+                shutil.rmtree(self._ours)
+        except OSError as error:
+            raise OutputError(f"Clearing {self.path} failed: {_reason(error)}.") from error
 
     def create(self, plan: Mapping[str, Any]) -> None:
         """Starts a new run here.
@@ -150,25 +160,38 @@ class OutputDirectory:
             _write_durably(self._ours / "plan.json", json.dumps(plan, indent=1))
         except OSError as error:
             raise OutputError(
-                f"Output {self.path} can't be written to: {error.strerror or error}. Choose "
+                f"Output {self.path} can't be written to: {_reason(error)}. Choose "
                 "another directory, or mend its permissions."
             ) from error
 
-    def resume(self) -> None:
+    def resume(self, shards: int) -> None:
         """Takes up the parts that an earlier run committed; throws its open attempts away.
 
         The ledger is written anew, since a run that was killed may have left half a line.
+
+        Args:
+            shards: How many the plan has; with fewer parts, a success marker is not true.
+
+        Raises:
+            OutputError: The directory can't be read or written to.
         """
         ledger = self._ours / "ledger.jsonl"
-        for line in ledger.read_text().splitlines() if ledger.exists() else []:
-            with contextlib.suppress(ValueError):  # the last line of a run cut off while writing
-                part = _part_from(json.loads(line))
+        try:
+            lines = ledger.read_bytes().splitlines() if ledger.exists() else []
+            for part in filter(None, map(_read_part, lines)):
                 file = self.path / part.name
                 if file.exists() and file.stat().st_size == part.size_bytes:
                     self._parts[part.shard] = part
-        shutil.rmtree(self.attempts, ignore_errors=True)
-        self.attempts.mkdir(parents=True)
-        _write_durably(ledger, "".join(json.dumps(asdict(part)) + "\n" for part in self.parts))
+            if len(self._parts) < shards:
+                (self.path / _SUCCESS).unlink(missing_ok=True)
+            shutil.rmtree(self.attempts, ignore_errors=True)
+            self.attempts.mkdir(parents=True)
+            _write_durably(ledger, "".join(json.dumps(asdict(part)) + "\n" for part in self.parts))
+        except OSError as error:
+            raise OutputError(
+                f"Output {self.path} can't be taken up: {_reason(error)}. Mend that, or choose "
+                "another directory."
+            ) from error
 
     def promote(self, attempt: Attempt) -> bool:
         """Makes an attempt the part of its shard. The first one wins.
@@ -189,7 +212,7 @@ class OutputDirectory:
             _append_durably(self._ours / "ledger.jsonl", json.dumps(asdict(part)))
         except OSError as error:
             raise OutputError(
-                f"Committing {name} in {self.path} failed: {error.strerror or error}. The same "
+                f"Committing {name} in {self.path} failed: {_reason(error)}. The same "
                 "command resumes this run."
             ) from error
         self._parts[part.shard] = part
@@ -207,13 +230,24 @@ class OutputDirectory:
             _write_durably(self.path / _SUCCESS, "")
         except OSError as error:
             raise OutputError(
-                f"Finishing {self.path} failed: {error.strerror or error}. The same command "
-                "finishes it."
+                f"Finishing {self.path} failed: {_reason(error)}. The same command finishes it."
             ) from error
 
 
-def _part_from(record: dict[str, Any]) -> Part:
-    return Part(**{**record, "tally": Tally(**record["tally"])})
+_PART_NAME = re.compile(r"part-\d{6,}\.parquet")
+
+
+def _read_part(line: bytes) -> Part | None:
+    """A line of the ledger, or null if a run was cut off while it wrote it."""
+    try:
+        record = json.loads(line)
+        return Part(**{**record, "tally": Tally(**record["tally"])})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sha256(path: str) -> str:

@@ -17,6 +17,7 @@ class ArrowIpc:
     """Arrow IPC, in the file or the stream layout; which one is told from the first bytes."""
 
     name = "arrow"
+    title = "Arrow IPC"
 
     def scan(self, path: str) -> Scan:
         with decoding("the file"), pa.memory_map(path) as source:

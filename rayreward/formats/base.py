@@ -38,9 +38,15 @@ class Piece:
 
 
 class Format(Protocol):
-    """One file format."""
+    """One file format.
+
+    Attributes:
+        name: What plans call it.
+        title: What people call it.
+    """
 
     name: str
+    title: str
 
     def scan(self, path: str) -> Scan:
         """Reads the schema and counts the rows.
@@ -90,7 +96,8 @@ def decoding(what: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise Damaged(f"{what} can't be decoded ({str(error).strip()})") from error
+        reason = str(error).strip().rstrip(".")
+        raise Damaged(f"{what} can't be decoded ({reason})") from error
 
 
 def cut(rows: int, at: int, rows_per_piece: int) -> Iterator[Piece]:

@@ -37,6 +37,7 @@ class JsonLines:
     """JSON Lines, decompressed by file extension."""
 
     name = "json"
+    title = "JSON Lines"
 
     def scan(self, path: str) -> Scan:
         schema, rows, first_line = pa.schema([]), 0, 1

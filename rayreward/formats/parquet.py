@@ -14,6 +14,7 @@ class Parquet:
     """Apache Parquet."""
 
     name = "parquet"
+    title = "Parquet"
 
     def scan(self, path: str) -> Scan:
         with decoding("the footer"), _open(path) as file:

@@ -167,12 +167,22 @@ def test_unfinished_run_is_resumed_and_does_the_missing_shards_only(
     assert (report.tally.rows, report.rows_before) == (200, 160)
 
 
+def test_resume_with_shards_cut_elsewhere_is_refused(pool: RewardPool, tmp_path: Path) -> None:
+    """As many shards, but other rows in them: parts of both cuts together would lose rows."""
+    source, output = pairs(tmp_path / "pairs.parquet", rows=10), tmp_path / "out"
+    pool.score_dataset(str(source), str(output), rows_per_shard=5)
+    with pytest.raises(OutputError, match="shards are cut at other rows"):
+        pool.score_dataset(str(source), str(output), rows_per_shard=6)
+
+
 def test_finished_run_is_not_done_again(pool: RewardPool, tmp_path: Path) -> None:
     source, output = pairs(tmp_path / "pairs.parquet"), tmp_path / "out"
     first = pool.score_dataset(str(source), str(output))
+    manifest = (output / "_manifest.json").read_bytes()
     again = pool.score_dataset(str(source), str(output))
     assert again.tally == first.tally
     assert again.rows_before == 200
+    assert (output / "_manifest.json").read_bytes() == manifest
 
 
 def test_other_weights_under_the_same_name_are_another_run(
@@ -245,6 +255,31 @@ def test_bit_flipped_row_group_is_reported_and_the_others_are_scored(
     assert statuses == ["ok"] * 60 + ["unreadable"] * 60 + ["ok"] * 80
     assert result["reward_chosen"].null_count == 60
     assert result["id"].to_pylist()[120:] == list(range(120, 200))
+
+
+def test_g3_a_row_has_the_same_rewards_in_every_way_in(
+    pool: RewardPool, tiny_model: str, tmp_path: Path
+) -> None:
+    """G3, bitwise: score, score_completions, score_table and score_dataset, shared or not."""
+    source = pairs(tmp_path / "pairs.parquet")
+    pool.score_dataset(str(source), str(tmp_path / "out"), rows_per_shard=7)
+    result = pq.read_table(tmp_path / "out")
+    table = pq.read_table(source)
+    chosen, rejected = (table[side].to_pylist() for side in ("chosen", "rejected"))
+    expected = [result[f"reward_{side}"].to_pylist() for side in ("chosen", "rejected")]
+    assert pool.score(chosen).tolist() == expected[0]
+    assert pool.score(rejected[::-1]).tolist()[::-1] == expected[1]
+    groups = pool.score_completions(
+        [""] * 200, [list(p) for p in zip(chosen, rejected, strict=True)]
+    )
+    assert [group.tolist() for group in groups] == [list(p) for p in zip(*expected, strict=True)]
+    scored = pool.score_table(table.slice(50, 100))
+    assert scored["reward_chosen"].to_pylist() == expected[0][50:150]
+    alone = Scorer.load(ModelConfig(model=tiny_model, seed=42, share_prefixes=False))
+    for row in (0, 77, 199):
+        columns = alone.score_table(table.slice(row, 1), check_schema(table.schema))
+        assert columns["reward_chosen"].to_pylist() == [expected[0][row]]
+        assert columns["reward_rejected"].to_pylist() == [expected[1][row]]
 
 
 def test_score_command_prints_a_summary(

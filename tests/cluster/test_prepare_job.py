@@ -113,7 +113,7 @@ def test_prepare_job_refuses_an_input_that_has_changed(tmp_path: Path, source: P
     with pytest.raises(OutputError, match="its input files are others, or have changed"):
         _prepare(source, tmp_path / "out")
     pq.write_table(pa.table({"text": ["a"], "id": [1]}), source)
-    with pytest.raises(OutputError, match="its input files .*; schema was .* and is .*; rows was"):
+    with pytest.raises(OutputError, match="its input files .*; columns was .* and is .*; rows was"):
         _prepare(source, tmp_path / "out")
 
 

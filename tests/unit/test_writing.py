@@ -39,7 +39,7 @@ def _started(path: Path) -> OutputDirectory:
 
 def _resumed(path: Path) -> OutputDirectory:
     output = OutputDirectory(str(path))
-    output.resume()
+    output.resume(10)
     return output
 
 
