@@ -109,12 +109,16 @@ class RewardActor:
             batch = pa.Table.from_batches([batch])
         if isinstance(batch, pa.Table):
             return self._score_single_table(batch)
-        outcomes = self.score_items(batch)
-        return np.array([reward_or_nan(outcome) for outcome in outcomes], dtype=np.float32)
+        outcomes = self.score_groups([[item] for item in batch])
+        return np.array([reward_or_nan(group[0]) for group in outcomes], dtype=np.float32)
 
-    def score_items(self, items: Sequence[Any]) -> list[Outcome]:
-        """Like `score_batch`, but says for each item what became of it."""
-        return self._loaded.score([to_sample(item) for item in items])
+    def score_groups(self, groups: Sequence[Sequence[Any]]) -> list[list[Outcome]]:
+        """Scores groups of items, each as in `score_batch`, that may begin alike.
+
+        Returns:
+            For each group what became of its items, in order.
+        """
+        return self._loaded.score_groups([[to_sample(item) for item in group] for group in groups])
 
     def score_table(self, table: pa.Table, row_format: RowFormat | None = None) -> pa.Table:
         """Scores a table of any row format; returns the columns to add.

@@ -47,6 +47,11 @@ class ModelConfig:
     """Tokens in a batch, padding included. "auto": 2,048 on a CPU, 16,384 on a GPU. Where
     max_length is left open, a text longer than this is a batch of its own."""
 
+    batch_invariant: bool | Literal["auto"] = "auto"
+    """Whether a reward must keep its bits whatever shares its batch. "auto": where that costs
+    nothing, and it is recorded whether it held. True: always, one text at a time if need be.
+    False: not tried."""
+
     share_prefixes: bool = True
     """Run what the texts of a row have in common once. Their rewards stay the same, bit for bit."""
 
@@ -56,6 +61,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_text("model", self.model, "pass a checkpoint directory or a hub id")
+        _check(
+            self.batch_invariant in (True, False, "auto"),
+            f"batch_invariant={self.batch_invariant!r} must be True, False or 'auto'.",
+        )
         if self.seed is not None:
             _check_int("seed", self.seed, at_least=0, at_most=MAX_SEED)
         if self.max_length is not None:

@@ -53,8 +53,10 @@ class Fingerprint:
     max_batch_tokens: int
     attention: str
     layout: str
-    """`flat` or `padded` (`rayreward.model`)."""
+    """`flat`, `padded` or `single` (`rayreward.model`)."""
     share_prefixes: bool
+    batch_invariant: str
+    """G3 on this hardware: `holds`, `not tried`, or which change of company moved a bit."""
     environment: Environment
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,41 +1,29 @@
-"""A reward model on one device: loaded deterministically, token ids in, rewards out.
+"""A reward model on one device: token ids in, rewards out.
 
-A batch runs in one of two layouts. *Flat*: one stream of tokens without padding, shared prefixes
+A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, shared prefixes
 once (`rayreward.flat`); for decoders, where a check at load finds that it gives what transformers'
 own forward gives. *Padded*: transformers' own forward, padded on the right; for everything else.
+*Single*: the same with one text in a batch, for who would rather wait than see a bit move.
 Knows transformers and torch devices; does not know text, files or Ray.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rayreward.checkpoint import Checkpoint
-from rayreward.config import ModelConfig
-from rayreward.errors import ConfigError, ModelError
 from rayreward.flat import hidden_states, lay_out
-from rayreward.head import Head, is_head, seeded_draws
+from rayreward.head import Head
 from rayreward.types import Group
 
-_LOADING = threading.Lock()
-"""transformers patches functions of `torch.nn.init` while it loads: one load at a time."""
-
-_THROWAWAY_SEED = 0
-"""Feeds draws whose results are refused or never used, so that they don't touch the global RNG."""
-
 HeadOrigin = Literal["trained", "seeded"]
-Layout = Literal["flat", "padded"]
+Layout = Literal["flat", "padded", "single"]
 
 _FLAT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, relative to its length, a hidden state may be from transformers' own: well above what
@@ -60,6 +48,7 @@ class RewardModel:
         pad_id: The token that pooling looks past, and that fills a batch up.
         loaded: What was found while loading.
         architecture: The model's class.
+        vocabulary: How many token ids there are.
         layout: How batches run.
         head: The head, with its weights by name.
     """
@@ -70,6 +59,7 @@ class RewardModel:
         self.pad_id = pad_id
         self.loaded = loaded
         self.architecture = type(module).__name__
+        self.vocabulary: int = module.config.get_text_config().vocab_size
         self._module = module
         self.layout: Layout = "flat" if self._runs_flat() else "padded"
 
@@ -123,7 +113,7 @@ class RewardModel:
         """
         if self.device.type != "cpu":
             return False  # not measured on a GPU yet
-        groups = _trial_groups(self._module.config.get_text_config(), self.loaded.max_positions)
+        groups = trial_groups(self)
         own = [self._pooled_padded([Group((), (text,))])[0] for g in groups for text in g.texts]
         try:
             ours = self._pooled_flat(groups)
@@ -149,20 +139,18 @@ class RewardModel:
         return {"use_cache": False} if hasattr(self._module.config, "use_cache") else {}
 
 
-def _trial_groups(text_config: Any, max_positions: int | None) -> list[Group]:
+def trial_groups(model: RewardModel) -> list[Group]:
     """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block."""
     generator = np.random.default_rng(0)
 
     def draw(length: int) -> tuple[int, ...]:
-        return tuple(generator.integers(0, text_config.vocab_size, length).tolist())
+        return tuple(generator.integers(0, model.vocabulary, length).tolist())
 
-    longest = min(150, max_positions or 150)
-    short = longest // 5
+    longest = min(100, model.loaded.max_positions or 100)
     return [
         Group((), (draw(1),)),
-        Group(draw(short), (draw(3), draw(longest - short), ())),
-        Group((), (draw(longest // 2),)),
-        Group(draw(longest // 2), (draw(2), draw(longest // 4))),
+        Group(draw(longest // 4), (draw(3), draw(longest // 2), ())),
+        Group(draw(longest // 4 * 3), (draw(2), draw(longest // 4))),
     ]
 
 
@@ -174,193 +162,3 @@ def pooled_position(ids: Sequence[int], pad_id: int) -> int:
     gives 0 for a text of nothing but padding.
     """
     return next((at for at in range(len(ids) - 1, -1, -1) if ids[at] != pad_id), 0)
-
-
-def load_model(
-    checkpoint: Checkpoint, config: ModelConfig, pad_id: int, device: str
-) -> RewardModel:
-    """Loads a checkpoint as a sequence classifier with one label, the same bits every time.
-
-    The weights are read, and a missing head drawn, on the CPU; then all of it moves to `device`.
-    A seeded head equals what `transformers.set_seed(seed)` followed by
-    `AutoModelForSequenceClassification.from_pretrained(..., num_labels=1, dtype=float32)` builds
-    on a CPU, bit for bit, and so what TRL's RewardTrainer starts from. The process's global RNG
-    is left as it was. Safe in several threads at once.
-
-    Args:
-        checkpoint: From `open_checkpoint`.
-        config: Its settings; `seed`, `head`, `dtype` and `max_length` matter here.
-        pad_id: Padding token's id, written into the model's config.
-        device: `cpu` or `cuda:0`.
-
-    Raises:
-        ModelError: The weights do not fill the body, the head has another number of labels, or
-            it has no head and no seed was given.
-        ConfigError: `max_length` is more than the model has positions for.
-    """
-    seed = _THROWAWAY_SEED if config.seed is None else config.seed
-    with _LOADING, _quiet(), seeded_draws(seed):
-        module, missing = _from_pretrained(checkpoint, config, pad_id)
-    origin: HeadOrigin = "seeded" if missing else "trained"
-    _check_head_wanted(checkpoint, config, origin)
-    module.eval().requires_grad_(False)
-    positions = _max_positions(module)
-    _check_max_length(checkpoint, config, positions)
-    loaded = Loaded(
-        head_origin=origin,
-        dtype=str(module.dtype).removeprefix("torch."),
-        max_positions=positions,
-        attention=str(getattr(module.config, "_attn_implementation", "eager")),
-    )
-    module.to(torch.device(device))  # type: ignore[arg-type]
-    return RewardModel(module, pad_id, loaded)
-
-
-def _from_pretrained(
-    checkpoint: Checkpoint, config: ModelConfig, pad_id: int
-) -> tuple[PreTrainedModel, set[str]]:
-    """Loads on the CPU; returns the model and the head weights that had to be drawn."""
-    model_config = AutoConfig.from_pretrained(checkpoint.path, num_labels=1)
-    model_config.get_text_config().pad_token_id = pad_id
-    model_class = _one_label_class(checkpoint, model_config)
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    try:
-        loaded: Any = model_class.from_pretrained(
-            checkpoint.path,
-            config=model_config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by us, with a remedy, instead of overridden
-            use_safetensors=True,
-        )
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"Model {checkpoint.name!r} can't be loaded: {error}") from error
-    module, info = loaded
-    _refuse_mismatched(checkpoint, module, info["mismatched_keys"])
-    missing = set(info["missing_keys"])
-    _refuse_missing_body(checkpoint, module, missing)
-    if missing:
-        _refuse_unused_head(checkpoint, info["unexpected_keys"])
-    return module, missing
-
-
-def _one_label_class(checkpoint: Checkpoint, model_config: Any) -> type[PreTrainedModel]:
-    """The architecture's classifier, with a head that is float32 whatever the body is.
-
-    A subclass rather than a cast after loading: a head stored in float32 is never rounded to
-    bfloat16 on its way in, and a missing one is drawn in float32.
-    """
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForSequenceClassification.from_config(model_config)
-    except ValueError as error:
-        raise ModelError(
-            f"Model {checkpoint.name!r} is of type {model_config.model_type!r}, for which "
-            "transformers has no sequence classifier. Use an architecture that has one."
-        ) from error
-    base, prefix = type(skeleton), skeleton.base_model_prefix
-    head = sorted(
-        name.rpartition(".")[0] for name, _ in skeleton.named_parameters() if is_head(name, prefix)
-    )
-
-    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        base.__init__(self, *args, **kwargs)
-        for name in head:
-            self.get_submodule(name).float()
-
-    strict = {*(base._keep_in_fp32_modules_strict or ()), *head}
-    body = {"__init__": init, "__module__": base.__module__, "_keep_in_fp32_modules_strict": strict}
-    return type(base.__name__, (base,), body)
-
-
-def _refuse_mismatched(checkpoint: Checkpoint, module: PreTrainedModel, mismatched: Any) -> None:
-    if not mismatched:
-        return
-    name, stored, wanted = sorted((key, tuple(a), tuple(b)) for key, a, b in mismatched)[0]
-    if is_head(name, module.base_model_prefix):
-        raise ModelError(
-            f"Model {checkpoint.name!r} has a head of another shape: {name} is {stored}, a reward "
-            f"model with one label needs {wanted}. It is a classifier with {stored[0]} labels; "
-            "RayReward does not replace a trained head. Train or pass a model with one label."
-        )
-    raise ModelError(
-        f"Model {checkpoint.name!r}: weight {name} is {stored} in the file, but config.json asks "
-        f"for {wanted}. The two do not belong together: copy the checkpoint again."
-    )
-
-
-def _refuse_missing_body(
-    checkpoint: Checkpoint, module: PreTrainedModel, missing: set[str]
-) -> None:
-    body = sorted(name for name in missing if not is_head(name, module.base_model_prefix))
-    if body:
-        raise ModelError(
-            f"Model {checkpoint.name!r} lacks {len(body)} weights of its body, such as {body[0]}. "
-            "They would be random numbers. Copy the checkpoint again, or check that config.json "
-            "belongs to these weights."
-        )
-
-
-def _refuse_unused_head(checkpoint: Checkpoint, unexpected: set[str]) -> None:
-    """A head under a name that the architecture does not know must not be replaced by a draw."""
-    unused = sorted(name for name in unexpected if checkpoint.shapes.get(name, (0,))[0] == 1)
-    if unused:
-        raise ModelError(
-            f"Model {checkpoint.name!r} has a tensor with one output, {unused[0]}, that its "
-            "architecture does not use: probably a trained head under another name. Rename it in "
-            "the checkpoint, or remove it to have a head drawn from the seed."
-        )
-
-
-def _check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, origin: HeadOrigin) -> None:
-    if origin == "seeded" and config.head == "trained":
-        raise ModelError(
-            f"Model {checkpoint.name!r} has no trained head, and head='trained' asks for one. "
-            "Pass a trained reward model, or head='auto' with a seed for an untrained one."
-        )
-    if origin == "seeded" and config.seed is None:
-        raise ModelError(
-            f"Model {checkpoint.name!r} has no head. Pass seed=… (--seed) to have an untrained "
-            "one drawn, the same on every actor, or pass a trained reward model."
-        )
-    if origin == "trained" and config.head == "seeded":
-        raise ModelError(
-            f"Model {checkpoint.name!r} has a trained head, and head='seeded' asks for a drawn "
-            "one. RayReward does not replace a trained head: leave head at 'auto'."
-        )
-
-
-def _max_positions(module: PreTrainedModel) -> int | None:
-    """The longest text that the model has positions for; null where it has no such limit."""
-    text_config = module.config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    for name, child in module.named_modules():
-        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
-            # RoBERTa and its kin start counting positions behind their padding index
-            return limit if child.padding_idx is None else limit - child.padding_idx - 1
-    return limit
-
-
-def _check_max_length(checkpoint: Checkpoint, config: ModelConfig, positions: int | None) -> None:
-    if config.max_length is not None and positions is not None and config.max_length > positions:
-        raise ConfigError(
-            f"max_length={config.max_length} is more than model {checkpoint.name!r} has positions "
-            f"for: {positions}. Lower max_length, or leave it out."
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' load report and bar: what it warns of is checked and told by us."""
-    logging = transformers.utils.logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -27,10 +28,12 @@ from rayreward.job import PreparedJob, prepare_job, run_job
 from rayreward.placement import place
 from rayreward.preferences import check_schema
 from rayreward.report import JobReport
-from rayreward.types import Outcome
+from rayreward.types import Failure, Outcome
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+_logger = logging.getLogger("rayreward")
 
 SLICE_ROWS = 64
 """Rows of an in-memory batch that go to one actor at a time: the same whatever the number of
@@ -60,6 +63,7 @@ class RewardPool:
         max_length: int | None = None,
         truncation: Literal["error-row", "left", "right"] = "error-row",
         max_batch_tokens: int | Literal["auto"] = "auto",
+        batch_invariant: bool | Literal["auto"] = "auto",
         share_prefixes: bool = True,
         pad_token: str | None = None,
         num_actors: int | Literal["auto"] = "auto",
@@ -156,14 +160,14 @@ class RewardPool:
                 (lists of messages), also mixed.
 
         Returns:
-            `(N,)` float32 in the batch's order. NaN where a row can't be scored; `score_table`
-            says why.
+            `(N,)` float32 in the batch's order. NaN where a row can't be scored, with a warning in
+            the log; `score_table` says of each one why.
 
         Raises:
             DataError: An item is none of these.
         """
-        outcomes = self._score_items(batch)
-        return np.array([reward_or_nan(outcome) for outcome in outcomes], dtype=np.float32)
+        rewards = self._score_groups([[item] for item in batch])
+        return np.concatenate(rewards) if rewards else np.empty(0, dtype=np.float32)
 
     async def score_async(self, batch: Iterable[Any]) -> NDArray[np.float32]:
         """Like `score`, without blocking the event loop."""
@@ -190,14 +194,12 @@ class RewardPool:
                 f"{len(prompts)} prompts but {len(completions)} lists of completions: pass one "
                 "list for each prompt."
             )
-        records = [
-            {"prompt": prompt, "completion": completion}
-            for prompt, group in zip(prompts, completions, strict=True)
-            for completion in group
-        ]
-        rewards = self.score(records)
-        ends = np.cumsum([len(group) for group in completions])[:-1]
-        return list(np.split(rewards, ends)) if prompts else []
+        return self._score_groups(
+            [
+                [{"prompt": prompt, "completion": completion} for completion in group]
+                for prompt, group in zip(prompts, completions, strict=True)
+            ]
+        )
 
     def score_table(self, table: pa.Table) -> pa.Table:
         """Scores an Arrow table of any row format.
@@ -259,11 +261,12 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    def _score_items(self, batch: Iterable[Any]) -> list[Outcome]:
-        items = list(batch)
-        slices = (items[start : start + SLICE_ROWS] for start in range(0, len(items), SLICE_ROWS))
-        results = self._map("score_items", ((rows,) for rows in slices))
-        return [outcome for result in results for outcome in result]
+    def _score_groups(self, groups: list[list[Any]]) -> list[NDArray[np.float32]]:
+        """Scores groups of items that may begin alike; an array for each."""
+        results = self._map("score_groups", ((part,) for part in _slices(groups)))
+        outcomes = [group for result in results for group in result]
+        _warn_of_failures([outcome for group in outcomes for outcome in group])
+        return [np.array([reward_or_nan(o) for o in group], np.float32) for group in outcomes]
 
     def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Calls an actor method for each tuple of arguments; results in the order of the calls."""
@@ -287,6 +290,30 @@ class RewardPool:
 def _fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(config)}
     return {key: value for key, value in settings.items() if key in names}
+
+
+def _slices(groups: list[list[Any]]) -> Iterator[list[list[Any]]]:
+    """Cuts groups into slices of at least `SLICE_ROWS` items, except for the last."""
+    start, items = 0, 0
+    for index, group in enumerate(groups):
+        items += len(group)
+        if items >= SLICE_ROWS:
+            yield groups[start : index + 1]
+            start, items = index + 1, 0
+    if start < len(groups):
+        yield groups[start:]
+
+
+def _warn_of_failures(outcomes: list[Outcome]) -> None:
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if failures:
+        _logger.warning(
+            "%d of %d rewards are NaN; the first because: %s (%s)",
+            len(failures),
+            len(outcomes),
+            failures[0].detail,
+            failures[0].status,
+        )
 
 
 def _sendable(table: pa.Table) -> pa.Table:

@@ -71,6 +71,7 @@ class JobReport:
             ),
             ("model", f"{self.provenance['model']} ({self.provenance['fingerprint']['dtype']})"),
             ("head", describe_head(self.provenance)),
+            ("neighbours", describe_invariance(self.provenance)),
             ("head sha256", self.provenance["fingerprint"]["head"]),
             ("output", self.output),
         ]
@@ -90,6 +91,13 @@ class JobReport:
             f"{100 * (self.accuracy or 0):.2f} % of {tally.pairs:,} pairs "
             f"({tally.wins:,} won, {tally.ties:,} tied)"
         )
+
+
+def describe_invariance(provenance: Mapping[str, Any]) -> str:
+    """Whether a reward depends on what shares its batch, in plain words."""
+    verdict = provenance["fingerprint"]["batch_invariant"]
+    holds = "rewards keep every bit in any batch" if verdict == "holds" else "last bits may move"
+    return f"G3 {verdict}: {holds}"
 
 
 def describe_head(provenance: Mapping[str, Any]) -> str:

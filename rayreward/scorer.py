@@ -24,7 +24,9 @@ from rayreward.fingerprint import (
     hash_text,
     hash_tokenizer,
 )
-from rayreward.model import RewardModel, load_model
+from rayreward.invariance import settle_invariance
+from rayreward.loading import load_model
+from rayreward.model import RewardModel
 from rayreward.preferences import RowFormat
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
@@ -37,12 +39,18 @@ class Scorer:
     """A reward model with its tokenizer, on one device."""
 
     def __init__(
-        self, model: RewardModel, tokenizer: Tokenizer, checkpoint: Checkpoint, config: ModelConfig
+        self,
+        model: RewardModel,
+        tokenizer: Tokenizer,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        invariance: str,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._config = config
+        self._invariance = invariance
         budget = config.max_batch_tokens
         self._max_batch_tokens = (
             _AUTO_BATCH_TOKENS[model.device.type] if budget == "auto" else budget
@@ -65,8 +73,9 @@ class Scorer:
         pad_id = padding_id(hf, checkpoint.pad_id, config.pad_token)
         model = load_model(checkpoint, config, pad_id, device)
         max_length = config.max_length or model.loaded.max_positions
+        invariance = settle_invariance(model, config)
         tokenizer = Tokenizer(hf, max_length=max_length, truncation=config.truncation)
-        return cls(model, tokenizer, checkpoint, config)
+        return cls(model, tokenizer, checkpoint, config, invariance)
 
     def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Scores samples, whatever mix of text and conversations.
@@ -107,7 +116,8 @@ class Scorer:
                 yield [placed[index].only(chosen) for index, chosen in batch]
         else:
             lengths = [len(p.group.branches[0]) for p in placed]
-            for members in make_batches(lengths, self._max_batch_tokens):
+            budget = 1 if self._model.layout == "single" else self._max_batch_tokens
+            for members in make_batches(lengths, budget):
                 yield [placed[index] for index in members]
 
     def score_table(self, table: pa.Table, row_format: RowFormat) -> pa.Table:
@@ -143,6 +153,7 @@ class Scorer:
             attention=loaded.attention,
             layout=self._model.layout,
             share_prefixes=self._config.share_prefixes,
+            batch_invariant=self._invariance,
             environment=find_environment(self._model.device),
         )
 

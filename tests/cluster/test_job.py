@@ -383,6 +383,7 @@ def test_flags_of_the_command_are_the_configs_fields(capsys: pytest.CaptureFixtu
 
 
 FLAGS = [
+    "batch_invariant",
     "dataset",
     "dtype",
     "head",

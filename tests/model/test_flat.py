@@ -16,7 +16,8 @@ from rayreward import ModelConfig
 from rayreward.batching import share_prefix
 from rayreward.checkpoint import open_checkpoint
 from rayreward.flat import lay_out
-from rayreward.model import RewardModel, load_model
+from rayreward.loading import load_model
+from rayreward.model import RewardModel
 from rayreward.types import Group
 
 CPU = torch.device("cpu")

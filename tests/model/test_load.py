@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rayreward import ConfigError, ModelConfig, ModelError
 from rayreward.checkpoint import open_checkpoint
 from rayreward.fingerprint import hash_tensors
-from rayreward.model import RewardModel, load_model
+from rayreward.loading import load_model
+from rayreward.model import RewardModel
 from rayreward.types import Group
 
 

@@ -35,6 +35,7 @@ HELD = Fingerprint(
     attention="sdpa",
     layout="flat",
     share_prefixes=True,
+    batch_invariant="holds",
     environment=MACHINE,
 )
 MODEL_FIELDS = [field.name for field in dataclasses.fields(Fingerprint)][:-1]

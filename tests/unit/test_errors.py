@@ -43,6 +43,7 @@ def _report() -> DeterminismReport:
             attention="sdpa",
             layout="flat",
             share_prefixes=True,
+            batch_invariant="holds",
             environment=machine,
         )
         for head in ("one", "other")

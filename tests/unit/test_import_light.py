@@ -13,7 +13,18 @@ import pytest
 
 import rayreward
 
-HEAVY = {"actor", "flat", "fleet", "head", "job", "model", "pool", "scorer"}
+HEAVY = {
+    "actor",
+    "flat",
+    "fleet",
+    "head",
+    "invariance",
+    "job",
+    "loading",
+    "model",
+    "pool",
+    "scorer",
+}
 """The modules that work with torch or Ray; every other one must not need either."""
 
 CODE = """

@@ -20,6 +20,7 @@ def _provenance(origin: str = "trained") -> dict[str, Any]:
             "head": HEAD,
             "head_origin": origin,
             "dtype": "bfloat16",
+            "batch_invariant": "holds",
             "environment": {"device": "NVIDIA H100"},
         },
     }
@@ -119,6 +120,7 @@ def test_report_prints_the_whole_summary() -> None:
         "actors       4 on NVIDIA H100",
         "model        models/judge (bfloat16)",
         "head         trained: loaded from the checkpoint",
+        "neighbours   G3 holds: rewards keep every bit in any batch",
         f"head sha256  {HEAD}",
         "output       /scored",
     ]

@@ -1,0 +1,62 @@
+"""G3, no neighbours: finds out whether a loaded model's rewards keep their bits in other company.
+
+Promised by construction for the flat stream and for texts run one at a time, but kernels differ
+between processors and versions: so it is tried, on the hardware at hand, whenever a model is
+loaded. Knows batches of token ids; does not know text.
+"""
+
+from __future__ import annotations
+
+from rayreward.config import ModelConfig
+from rayreward.errors import ModelError
+from rayreward.model import RewardModel, trial_groups
+from rayreward.types import Group
+
+
+def settle_invariance(model: RewardModel, config: ModelConfig) -> str:
+    """Tries G3, and takes the layout that keeps it where the settings insist on it.
+
+    Returns:
+        The verdict, in words.
+
+    Raises:
+        ModelError: `batch_invariant=True`, and even one text at a time does not keep its bits.
+    """
+    if config.batch_invariant is False:
+        return "not tried"
+    moved_by = find_dependence(model)
+    if moved_by and config.batch_invariant is True:
+        model.layout = "single"
+        moved_by = find_dependence(model)
+        if moved_by:
+            raise ModelError(
+                f"Rewards of {config.model!r} change on this hardware {' and '.join(moved_by)}, "
+                "even one text at a time, and batch_invariant=True insists that they don't. Leave "
+                "it at 'auto' to score all the same."
+            )
+    return f"does not hold {', nor '.join(moved_by)}" if moved_by else "holds"
+
+
+def find_dependence(model: RewardModel) -> tuple[str, ...]:
+    """Scores some made-up texts in several ways and compares the rewards bitwise.
+
+    Returns:
+        The changes of company that moved a bit; none where G3 holds.
+    """
+    groups = trial_groups(model)
+    singles = [Group((), (text,)) for group in groups for text in group.texts]
+    expected = _rewards(model, singles, at_once=1)
+    reverse = _rewards(model, singles[::-1], at_once=len(singles) // 2)[::-1]
+    trials = {
+        "in a crowd": _rewards(model, singles, at_once=len(singles)),
+        "in another order, with other neighbours": reverse,
+    }
+    if model.layout == "flat":
+        trials["with a shared prefix"] = _rewards(model, groups, at_once=len(groups))
+    return tuple(change for change, rewards in trials.items() if rewards != expected)
+
+
+def _rewards(model: RewardModel, groups: list[Group], *, at_once: int) -> list[float]:
+    at_once = 1 if model.layout == "single" else at_once
+    batches = [groups[start : start + at_once] for start in range(0, len(groups), at_once)]
+    return [reward for batch in batches for reward in model.rewards(batch).tolist()]

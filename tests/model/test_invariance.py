@@ -1,0 +1,76 @@
+"""G3 at load: tried on this hardware, recorded, and kept where the settings insist on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import make_checkpoint
+
+from rayreward import ModelConfig, ModelError, Scorer
+from rayreward.invariance import find_dependence
+from rayreward.model import RewardModel
+from rayreward.types import Outcome, Reward, Text
+
+SAMPLES = [Text("", f"Answer {n} " + "it is fine. " * (n * 7 % 23)) for n in range(40)]
+
+
+def scorer(path: Path, architecture: str = "llama", **settings: Any) -> Scorer:
+    make_checkpoint(path, architecture)
+    return Scorer.load(ModelConfig(model=str(path), seed=42, **settings))
+
+
+def values(outcomes: list[Outcome]) -> list[float]:
+    return [outcome.value for outcome in outcomes if isinstance(outcome, Reward)]
+
+
+def test_g3_holds_for_a_decoder_and_is_recorded(tmp_path: Path) -> None:
+    assert scorer(tmp_path).fingerprint().batch_invariant == "holds"
+
+
+def test_g3_is_found_not_to_hold_for_padded_batches(tmp_path: Path) -> None:
+    held = scorer(tmp_path, "bert").fingerprint()
+    assert held.layout == "padded"
+    assert held.batch_invariant.startswith("does not hold in a crowd")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "bloom", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_g3_insisted_on_holds_bitwise(tmp_path: Path, architecture: str, dtype: str) -> None:
+    """G3, bitwise: alone, in a crowd and reversed."""
+    subject = scorer(tmp_path, architecture, dtype=dtype, batch_invariant=True)
+    assert subject.fingerprint().batch_invariant == "holds"
+    expected = [value for sample in SAMPLES for value in values(subject.score([sample]))]
+    assert len(expected) == len(SAMPLES)
+    assert values(subject.score(SAMPLES)) == expected
+    assert values(subject.score(SAMPLES[::-1]))[::-1] == expected
+
+
+def test_g3_given_up_is_not_tried(tmp_path: Path) -> None:
+    assert scorer(tmp_path, batch_invariant=False).fingerprint().batch_invariant == "not tried"
+
+
+def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose rewards shift by one bit with the size of the batch."""
+    model = scorer(tmp_path)._model
+    honest = RewardModel.rewards
+
+    def shifted(self: RewardModel, batch: Any) -> Any:
+        rewards = honest(self, batch)
+        return np.nextafter(rewards, np.float32(9)) if len(rewards) > 5 else rewards
+
+    monkeypatch.setattr(RewardModel, "rewards", shifted)
+    assert find_dependence(model) == ("in a crowd", "with a shared prefix")
+
+
+def test_g3_insisted_on_and_impossible_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = np.random.default_rng(0)
+    monkeypatch.setattr(
+        RewardModel, "rewards", lambda _, batch: dice.random(sum(len(g.branches) for g in batch))
+    )
+    with pytest.raises(ModelError, match="change on this hardware in a crowd and in another order"):
+        scorer(tmp_path, batch_invariant=True)
