@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tyro
 
@@ -61,11 +60,23 @@ class PrintFingerprint:
         return 0
 
 
+_COMMANDS = {"score": Score, "fingerprint": PrintFingerprint}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`rayreward COMMAND …`; returns the exit code."""
-    commands: dict[str, Callable[..., Any]] = {"score": Score, "fingerprint": PrintFingerprint}
-    parse = tyro.extras.subcommand_cli_from_dict
-    return _guarded(lambda: parse(commands, prog="rayreward", args=arguments).run())
+    given = sys.argv[1:] if arguments is None else arguments
+    name, *flags = given or ["--help"]
+    command = _COMMANDS.get(name)
+    if command is None:
+        print(_usage())
+        return 0 if name in ("-h", "--help") else _WRONG
+    return _guarded(lambda: tyro.cli(command, prog=f"rayreward {name}", args=flags).run())
+
+
+def _usage() -> str:
+    lines = [f"  {name:<12} {command.__doc__}" for name, command in _COMMANDS.items()]
+    return "\n".join(["usage: rayreward COMMAND [--help] …", "", *lines])
 
 
 def score(arguments: Sequence[str] | None = None) -> int:

@@ -106,7 +106,8 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
             schema = _merge(schema, _bare(scan.schema), files, path, form)
         files.append(SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows))
     if schema is None:
-        raise DataError(f"Dataset {dataset!r} is empty: {len(paths)} files, no rows.")
+        found = paths[0] if len(paths) == 1 else f"any of its {len(paths)} files"
+        raise DataError(f"Dataset {dataset!r} is empty: no rows in {found}. Pass files with rows.")
     row_format = check_schema(schema)
     check_free(schema, row_format.kind)
     schema = settle(schema) if files[0].format == "json" else schema
@@ -260,7 +261,10 @@ def _merge(
         try:
             return pa.unify_schemas([schema, found], promote_options="permissive")
         except pa.ArrowException as error:
-            raise DataError(f"{path} does not fit the files before it: {error}.") from error
+            raise DataError(
+                f"{path} does not fit the files before it: {error}. Give all files one schema, or "
+                "score them apart."
+            ) from error
     theirs = {field.name: field.type for field in found}
     ours = {field.name: field.type for field in schema}
     differing = sorted(

@@ -333,6 +333,13 @@ def test_score_command_refuses_a_bad_model_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_command_line_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "score        Score a dataset" in capsys.readouterr().out
+    assert cli.main(["nonesuch"]) == 2
+    assert "fingerprint  Load a model" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags", [("--seed", "-1"), ("--max-length", "100", "--max-batch-tokens", "50")]
 )

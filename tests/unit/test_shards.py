@@ -255,7 +255,7 @@ def test_plan_passes_over_files_without_rows(tmp_path: Path) -> None:
 def test_plan_without_any_row(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", 0)
     _parquet(tmp_path / "b.parquet", 0)
-    with pytest.raises(DataError, match="is empty: 2 files, no rows"):
+    with pytest.raises(DataError, match="is empty: no rows in any of its 2 files"):
         plan_dataset(str(tmp_path))
 
 
