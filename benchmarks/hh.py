@@ -2,6 +2,9 @@
 
     python benchmarks/hh.py [--dataset FILE] [--dtype float32]
 
+The pairs are `harmless-base/test.jsonl.gz` of hh-rlhf (MIT), which is not part of this project: the
+file is looked for beside the checkout, in shared/data/, unless --dataset names it.
+
 Model: SmolLM2-135M-Instruct with a head drawn from seed 42. Runs `rayreward score` as a user
 would, in a process of its own; writes what it saw, with hardware and versions, as JSON.
 """
