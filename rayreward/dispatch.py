@@ -47,6 +47,14 @@ class NotPlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class NotLoaded:
+    """An actor could not load its model; another try would end the same."""
+
+    actor: int
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """An actor died, with everything handed to it."""
 
@@ -70,14 +78,14 @@ class Failed:
     error: BaseException
 
 
-Event = Born | NotPlaced | Lost | Done | Failed
+Event = Born | NotPlaced | NotLoaded | Lost | Done | Failed
 
 
 class Fleet(Protocol):
     """The border to the actors."""
 
     def start(self, actor: int) -> None:
-        """Begins to bring up an actor; a `Born`, `NotPlaced` or `Lost` will follow."""
+        """Begins to bring up an actor; `Born`, `NotPlaced`, `NotLoaded` or `Lost` will follow."""
 
     def submit(self, actor: int, task: Task) -> Any:
         """Calls an actor's method; returns a ticket that `Done` or `Failed` will carry."""
@@ -130,6 +138,7 @@ class Dispatcher:
         self._deaths_at_start: Counter[int] = Counter()
         self._handed_out: dict[int, OrderedDict[Any, Task]] = {}
         self._holder: dict[Any, int] = {}
+        self._events: deque[Event] = deque()
 
     @property
     def actors(self) -> list[int]:
@@ -155,6 +164,8 @@ class Dispatcher:
                     reasons.append(self._give_up_place(event))
                 elif isinstance(event, Lost):
                     self._start_again(event)
+                elif isinstance(event, NotLoaded):
+                    raise event.error
         if not self.births:
             raise PlacementError(reasons[0])
         return dict(self.births)
@@ -231,11 +242,19 @@ class Dispatcher:
             self._replace(event)
         elif isinstance(event, NotPlaced):
             self._give_up_place(event)
+        elif isinstance(event, NotLoaded):
+            self._starting.discard(event.actor)
+            self._fleet.stop(event.actor)
+            raise event.error
         return []
 
-    def _wait(self) -> list[Event]:
+    def _wait(self) -> Iterator[Event]:
+        """What has happened. Events that the caller leaves are there for the next one."""
         self._check_interrupt()
-        return self._fleet.wait(_WAIT_S)
+        if not self._events:
+            self._events.extend(self._fleet.wait(_WAIT_S))
+        while self._events:
+            yield self._events.popleft()
 
     def _start(self, actor: int) -> None:
         self._starting.add(actor)
@@ -323,3 +342,5 @@ class Dispatcher:
             self._handed_out[actor].pop(ticket)
             self._fleet.forget(ticket)
         self._holder.clear()
+        kept = [event for event in self._events if not isinstance(event, Done | Failed)]
+        self._events = deque(kept)

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayreward import signals
 from rayreward.actor import RewardActor
 from rayreward.config import ModelConfig
-from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotPlaced, Task
+from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 from rayreward.placement import Machine, Placement
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
@@ -86,6 +86,7 @@ class RayFleet:
         self._running: dict[Ref, int] = {}
 
     def start(self, actor: int) -> None:
+        self._drop(actor)  # calls to an earlier actor of this number are not this one's
         handle: Any = self._class.remote(*self._args)
         self.handles[actor] = handle
         self._deadline[actor] = time.monotonic() + self._timeout_s
@@ -142,9 +143,10 @@ class RayFleet:
 
     def _failed(self, ref: Ref, error: BaseException) -> Iterator[Event]:
         if ref in self._loading:
-            raise error  # the model can't be loaded: another try would end the same
-        del self._running[ref]
-        yield Failed(ref, error)
+            yield NotLoaded(self._loading.pop(ref), error)
+        else:
+            del self._running[ref]
+            yield Failed(ref, error)
 
     def _overdue(self) -> Iterator[Event]:
         now = time.monotonic()

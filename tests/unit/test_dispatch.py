@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from rayreward.dispatch import Born, Dispatcher, Done, Event, Failed, Lost, NotPlaced, Task
+from rayreward.dispatch import (
+    Born,
+    Dispatcher,
+    Done,
+    Event,
+    Failed,
+    Lost,
+    NotLoaded,
+    NotPlaced,
+    Task,
+)
 from rayreward.errors import PlacementError, PoolError
 
 
@@ -24,13 +34,14 @@ class FakeFleet:
         self.ran: list[tuple[int, int]] = []
         self.most_in_flight = 0
         self._events: deque[Event] = deque()
+        self._beginnings: list[Event] = []
         self._queues: dict[int, deque[tuple[int, Task]]] = {}
         self._tickets = 0
 
     def start(self, actor: int) -> None:
         self.started.append(actor)
         scripted = self.start_with.get(actor)
-        self._events.append(scripted.pop(0) if scripted else Born(actor, f"birth {actor}"))
+        self._beginnings.append(scripted.pop(0) if scripted else Born(actor, f"birth {actor}"))
         self._queues[actor] = deque()
 
     def submit(self, actor: int, task: Task) -> int:
@@ -43,8 +54,9 @@ class FakeFleet:
         for actor, queue in self._queues.items():
             if queue:
                 self._turn(actor, queue)
-        events = list(self._events)
+        events = [*self._events, *self._beginnings]
         self._events.clear()
+        self._beginnings.clear()
         return events
 
     def forget(self, ticket: int) -> None:
@@ -297,3 +309,39 @@ def test_call_each_asks_the_replacement_of_an_actor_that_died() -> None:
     subject.start()
     assert subject.call_each("fingerprint") == {0: 0, 1: 1, 2: 2}
     assert fleet.started == [0, 1, 2, 1]
+
+
+def test_start_with_a_model_that_cannot_be_loaded_is_its_error() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {1: [NotLoaded(1, ValueError("no head"))]}
+    with pytest.raises(ValueError, match="no head"):
+        dispatcher(fleet).start()
+
+
+def test_replacement_that_cannot_load_ends_the_run_and_is_not_waited_for() -> None:
+    fleet = FakeFleet(lambda actor, task: actor == 1 and task.key < 4)
+    subject = dispatcher(fleet)
+    subject.start()
+    fleet.start_with = {1: [NotLoaded(1, ValueError("file is gone"))]}
+    with pytest.raises(ValueError, match="file is gone"):
+        run(subject, 30)
+    assert subject.call_each("fingerprint") == {0: 0}
+
+
+def test_caller_that_stops_early_misses_no_birth() -> None:
+    """The replacement is born in the same moment as a result at which the caller leaves."""
+    died: list[int] = []
+
+    def kill(actor: int, task: Task) -> bool:
+        if actor == 1 and not died:
+            died.append(actor)
+            return True
+        return False
+
+    fleet = FakeFleet(kill)
+    subject = dispatcher(fleet)
+    subject.start()
+    for _ in subject.run(tasks(20)):
+        if len(fleet.started) == 3:  # the replacement's birth stands behind this result
+            break
+    assert subject.call_each("fingerprint") == {0: 0, 1: 1}
