@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -54,7 +55,7 @@ class RewardPool:
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         revision: str | None = None,
         seed: int | None = None,
@@ -87,7 +88,7 @@ class RewardPool:
         """
         settings = {key: value for key, value in locals().items() if key not in ("self", "model")}
         self._start(
-            ModelConfig(model=model, **_fields_of(ModelConfig, settings)),
+            ModelConfig(model=os.fspath(model), **_fields_of(ModelConfig, settings)),
             PoolConfig(**_fields_of(PoolConfig, settings)),
         )
 
@@ -221,7 +222,9 @@ class RewardPool:
             table = table.append_column(field, column)
         return table
 
-    def score_dataset(self, dataset: str, output: str, **settings: Any) -> JobReport:
+    def score_dataset(
+        self, dataset: str | os.PathLike[str], output: str | os.PathLike[str], **settings: Any
+    ) -> JobReport:
         """Scores the files of a dataset into a directory of Parquet files.
 
         The same call again takes up an unfinished run where it ended.
@@ -235,7 +238,8 @@ class RewardPool:
             DataError: The dataset can't be read or understood; nothing is written.
             OutputError: The output directory belongs to another run, or can't be written.
         """
-        job = JobConfig(dataset=dataset, output=output, **{"progress": "none", **settings})
+        settings = {"progress": "none", **settings}
+        job = JobConfig(dataset=os.fspath(dataset), output=os.fspath(output), **settings)
         return self.run_job(prepare_job(job, self.model_config))
 
     def run_job(self, job: PreparedJob) -> JobReport:

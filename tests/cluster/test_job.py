@@ -177,7 +177,7 @@ def test_resume_with_shards_cut_elsewhere_is_refused(pool: RewardPool, tmp_path:
 
 def test_finished_run_is_not_done_again(pool: RewardPool, tmp_path: Path) -> None:
     source, output = pairs(tmp_path / "pairs.parquet"), tmp_path / "out"
-    first = pool.score_dataset(str(source), str(output))
+    first = pool.score_dataset(source, output)  # paths will do as well
     manifest = (output / "_manifest.json").read_bytes()
     again = pool.score_dataset(str(source), str(output))
     assert again.tally == first.tally
