@@ -91,6 +91,19 @@ def dispatcher(fleet: FakeFleet, num_actors: int = 2, **settings: Any) -> Dispat
     return Dispatcher(fleet, **{**defaults, **settings})
 
 
+def kill_once(victim: int) -> Callable[[int, Task], bool]:
+    """Kills one actor over its first task."""
+    died: list[int] = []
+
+    def kill(actor: int, task: Task) -> bool:
+        if actor == victim and not died:
+            died.append(actor)
+            return True
+        return False
+
+    return kill
+
+
 def tasks(count: int) -> list[Task]:
     return [Task(key, f"Shard {key}", "work", ()) for key in range(count)]
 
@@ -296,15 +309,7 @@ def test_call_each_asks_every_actor() -> None:
 
 
 def test_call_each_asks_the_replacement_of_an_actor_that_died() -> None:
-    died: list[int] = []
-
-    def kill(actor: int, task: Task) -> bool:
-        if actor == 1 and not died:
-            died.append(actor)
-            return True
-        return False
-
-    fleet = FakeFleet(kill)
+    fleet = FakeFleet(kill_once(1))
     subject = dispatcher(fleet, num_actors=3)
     subject.start()
     assert subject.call_each("fingerprint") == {0: 0, 1: 1, 2: 2}
@@ -330,15 +335,7 @@ def test_replacement_that_cannot_load_ends_the_run_and_is_not_waited_for() -> No
 
 def test_caller_that_stops_early_misses_no_birth() -> None:
     """The replacement is born in the same moment as a result at which the caller leaves."""
-    died: list[int] = []
-
-    def kill(actor: int, task: Task) -> bool:
-        if actor == 1 and not died:
-            died.append(actor)
-            return True
-        return False
-
-    fleet = FakeFleet(kill)
+    fleet = FakeFleet(kill_once(1))
     subject = dispatcher(fleet)
     subject.start()
     for _ in subject.run(tasks(20)):
