@@ -1,4 +1,4 @@
-"""One model as a Ray actor: `score_batch`, `score_table`, `score_shard`, `fingerprint`.
+"""One model as a Ray actor: `score_batch`, `score_table`, `score_shard`, `fingerprint`, `prove`.
 
 An actor knows nothing of other actors, of plans or of the output beyond its own attempt file.
 """
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from rayreward.columns import reward_schema, unreadable_columns
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError
-from rayreward.fingerprint import Fingerprint
+from rayreward.fingerprint import Fingerprint, Proof
 from rayreward.formats import Damaged
 from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
 from rayreward.reading import read_shard
+from rayreward.recheck import Recheck
 from rayreward.shards import Shard
 from rayreward.tally import tally_columns
 from rayreward.types import Attempt, Outcome, Reward
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rayreward.scorer import Scorer
 
 Batch: TypeAlias = Sequence[Any] | pa.Table | pa.RecordBatch
+HeadState: TypeAlias = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,14 @@ class Birth:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """The value of a call, and what the actor held after it, where it was time to look."""
+
+    value: Any
+    proof: Proof | None
+
+
 class RewardActor:
     """Holds one reward model. Made a Ray actor by `rayreward.fleet`.
 
@@ -60,23 +70,31 @@ class RewardActor:
     whose model is being loaded.
     """
 
-    def __init__(self, config: ModelConfig, threads: int, on_gpu: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, threads: int, on_gpu: bool, recheck_share: float
+    ) -> None:
         self._config = config
         self._threads = threads
         self._on_gpu = on_gpu
+        self._recheck = Recheck(recheck_share)
         self._scorer: Scorer | None = None
+        # Threads that spin while they wait take the cores from those that they wait for: a model on
+        # two threads ran ten times slower beside another busy process. Read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not on_gpu:
             # Ray leaves an actor that reserved no GPU free to see them all
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    def load(self) -> Birth:
+    def load(self, head: HeadState | None = None) -> Birth:
         """Loads the model and says what it is.
+
+        Args:
+            head: Weights of a head to hold instead of the one that this machine draws.
 
         Raises:
             ModelError: The checkpoint can't be loaded as a reward model.
             ConfigError: A setting does not fit the model.
         """
-        import ray
         import torch
 
         from rayreward.scorer import Scorer
@@ -84,12 +102,35 @@ class RewardActor:
         torch.set_num_threads(self._threads)
         # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
         self._scorer = Scorer.load(self._config, "cuda:0" if self._on_gpu else "cpu")
-        node = ray.get_runtime_context().get_node_id()
-        return Birth(self.fingerprint(), node, os.getpid())
+        if head is not None:
+            self._scorer.take_head(head)
+        return self._birth()
 
     def fingerprint(self) -> Fingerprint:
-        """Hashes the weights as they are now, and says where they are."""
-        return self._loaded.fingerprint()
+        """Hashes the weights as they are now, scores the probe, and says where it did so."""
+        with self._recheck.look():
+            return self._loaded.fingerprint()
+
+    def prove(self) -> Proof:
+        """The part of the fingerprint that could have changed since."""
+        with self._recheck.look():
+            return self._loaded.prove()
+
+    def head_state(self) -> HeadState:
+        """The head's weights by name."""
+        return self._loaded.head_state()
+
+    def take_head(self, head: HeadState) -> Birth:
+        """Holds another actor's head from now on."""
+        self._loaded.take_head(head)
+        return self._birth()
+
+    def work(self, method: str, *args: Any) -> Worked:
+        """Calls one of the other methods, then looks at the weights if it is time to."""
+        value = getattr(self, method)(*args)
+        if isinstance(value, Proof):
+            return Worked(value, value)
+        return Worked(value, self.prove() if self._recheck.due else None)
 
     def score_batch(self, batch: Batch) -> NDArray[np.float32]:
         """Scores rows that get one reward each.
@@ -161,6 +202,12 @@ class RewardActor:
             )
         rewards = self._loaded.score_table(table, row_format)["reward"]
         return np.array(rewards.to_pylist(), dtype=np.float32)  # None becomes NaN
+
+    def _birth(self) -> Birth:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        return Birth(self.fingerprint(), node, os.getpid())
 
     @property
     def _loaded(self) -> Scorer:

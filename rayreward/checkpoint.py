@@ -7,6 +7,8 @@ it. Knows the layout of Hugging Face checkpoints; does not know torch or Ray.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ _HUB_FILES = [
 """What is fetched from the hub: never pickled weights, never code."""
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+
+_OF_PEFT = re.compile(
+    r"^base_model\.model\.|(^|\.)(lora_\w+|base_layer|modules_to_save|original_module)(\.|$)"
+)
+"""How PEFT names the tensors of a model it has wrapped. No model of transformers has these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +69,17 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
 
     Raises:
         ModelError: There is no such checkpoint, or it may not be loaded: only pickled weights,
-            remote code, an adapter without its base model.
+            remote code, an adapter that is not merged into its base model.
     """
     path, commit = _locate(model, revision)
+    _refuse_adapter(model, path)
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     if config is None:
         raise ModelError(_no_config(model, path))
     _refuse_remote_code(model, config)
-    return Checkpoint(model, path, commit, config, _read_shapes(model, path))
+    shapes = _read_shapes(model, path)
+    _refuse_unmerged(model, shapes)
+    return Checkpoint(model, path, commit, config, shapes)
 
 
 def local_directory(model: str) -> Path | None:
@@ -114,15 +124,43 @@ def _download(model: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _no_config(model: str, path: Path) -> str:
-    if (path / "adapter_config.json").exists():
-        return (
-            f"Model {model!r} is a PEFT adapter without its base model. Merge it into the base "
-            "(PeftModel.merge_and_unload), save the result with save_pretrained and pass that."
-        )
     return (
         f"Model {model!r} is no checkpoint: {path} has no config.json. Pass a directory that "
         "save_pretrained wrote."
     )
+
+
+def _refuse_adapter(model: str, path: Path) -> None:
+    """Refuses an adapter's directory, even one that has the base model in it.
+
+    Where peft is installed, transformers applies an adapter that lies beside the weights; where it
+    is not, it leaves it out. The same directory would be two models. Source: maybe_load_adapters
+    in transformers/integrations/peft.py.
+    """
+    if not (path / "adapter_config.json").exists():
+        return
+    if not (path / "config.json").exists():
+        raise ModelError(
+            f"Model {model!r} is a PEFT adapter without its base model. Merge it into the base "
+            "(PeftModel.merge_and_unload), save the result with save_pretrained and pass that."
+        )
+    raise ModelError(
+        f"Model {model!r} has a PEFT adapter beside its weights (adapter_config.json). Merge it "
+        "into the base (PeftModel.merge_and_unload), save the result with save_pretrained in a "
+        "directory of its own and pass that. If these weights are merged already, remove the "
+        "adapter's files."
+    )
+
+
+def _refuse_unmerged(model: str, names: Iterable[str]) -> None:
+    """Refuses weights saved while PEFT had them wrapped: what it added would be left out."""
+    wrapped = sorted(name for name in names if _OF_PEFT.search(name))
+    if wrapped:
+        raise ModelError(
+            f"Model {model!r} has tensors of a PEFT adapter that is not merged, such as "
+            f"{wrapped[0]}. Merge it into the base (PeftModel.merge_and_unload), save the result "
+            "with save_pretrained and pass that."
+        )
 
 
 def _refuse_remote_code(model: str, config: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The command line, generated from the configs: a field's name is its flag.
 
-Exit codes: 0 done; 1 the work failed; 2 a setting, the model or the data is wrong; 3 done, but
-more rows than allowed have no reward; 130 and 143 ended by Ctrl-C or SIGTERM, to be resumed.
+Exit codes: 0 done; 1 the work failed, or an output is not what it says; 2 a setting, the model or
+the data is wrong; 3 done, but more rows than allowed have no reward; 130 and 143 ended by Ctrl-C or
+SIGTERM, to be resumed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,32 @@ class PrintFingerprint:
         return 0
 
 
-_COMMANDS = {"score": Score, "fingerprint": PrintFingerprint}
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a finished output: its files, rows and model, and a sample of rewards, bit for bit."""
+
+    output: tyro.conf.Positional[str]
+    """The output directory."""
+
+    sample: int = 256
+    """Rows to score again."""
+
+    all: bool = False
+    """Score every row again."""
+
+    model: str | None = None
+    """Where the checkpoint is now. None: where it was."""
+
+    def run(self) -> int:
+        from rayreward.verification import verify_output
+
+        sample = sys.maxsize if self.all else self.sample
+        verification = verify_output(self.output, model=self.model, sample=sample)
+        print(verification)
+        return 0 if verification.ok else _FAILED
+
+
+_COMMANDS = {"score": Score, "fingerprint": PrintFingerprint, "verify": Verify}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -101,7 +101,21 @@ class PoolConfig:
     """Shards or slices handed to an actor at once: one being scored, the rest waiting for it."""
 
     max_attempts: int = 3
-    """Actors that may die over the same shard before the job gives up."""
+    """Actors that may die over the same shard, or be found wrong in the same place, before the job
+    gives up."""
+
+    head_sync: Literal["verify", "broadcast"] = "verify"
+    """Where an untrained head comes from. "verify": each actor draws it, and all must agree.
+    "broadcast": the first actor's goes to all, for machines that draw other bits from one seed."""
+
+    mixed_hardware: Literal["refuse", "alike", "accept"] = "refuse"
+    """What happens where actors hold the same model but compute other bits with it. "refuse": an
+    error. "alike": only those like most of them work. "accept": all of them work, and the last bits
+    of a reward depend on who scored it."""
+
+    recheck_share: float = 0.005
+    """The most of an actor's time that looking at its weights again may take while it works. What
+    it did since the last look counts only after the next. 0: never."""
 
     ray_address: str | None = None
     """Ray cluster to connect to ("auto": the one on this machine). None: RAY_ADDRESS, or else a
@@ -121,6 +135,12 @@ class PoolConfig:
         _check_positive("placement_timeout_s", self.placement_timeout_s)
         _check_int("tasks_per_actor", self.tasks_per_actor, at_least=1)
         _check_int("max_attempts", self.max_attempts, at_least=1)
+        _check_choices(self)
+        _check(
+            _is_number(self.recheck_share) and 0 <= self.recheck_share <= 1,
+            f"recheck_share={self.recheck_share!r} is not between 0 and 1: it is a share of the "
+            "time.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

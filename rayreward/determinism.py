@@ -1,4 +1,4 @@
-"""G1, one model: compares the actors' fingerprints and reports who differs.
+"""G1, one model: compares the actors' fingerprints and reports who differs, and in what.
 
 Works on fingerprints alone; does not know how they were collected, or Ray.
 """
@@ -6,31 +6,41 @@ Works on fingerprints alone; does not know how they were collected, or Ray.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from rayreward.errors import DeterminismError
 from rayreward.fingerprint import Environment, Fingerprint
 
-_MODEL = tuple(field.name for field in fields(Fingerprint) if field.name != "environment")
+_COMPUTED = ("max_batch_tokens", "attention", "layout", "batch_invariant", "probe")
+"""What follows from model and hardware together."""
+_MODEL = tuple(
+    field.name for field in fields(Fingerprint) if field.name not in (*_COMPUTED, "environment")
+)
 _ENVIRONMENT = tuple(field.name for field in fields(Environment))
 _HASH_SHOWN = 12
 """Characters of a hash in the printed table: enough to tell two apart by eye."""
 
+Differing = Mapping[str, tuple[object, object]]
+"""Name to (an actor's value, the others' value)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What an actor holds otherwise than the others.
+    """In what an actor differs from the others.
 
     Attributes:
         actor: Its number.
-        model: Differing parts of the model, as name to (its value, the others' value).
-        environment: The same for the machine it runs on.
+        model: Weights, tokenizer and settings: the same text would get another reward.
+        computed: What the same model comes to on this actor's hardware, the probe above all: the
+            same text would get a reward with other last bits.
+        environment: What differs between the machines.
     """
 
     actor: int
-    model: Mapping[str, tuple[object, object]]
-    environment: Mapping[str, tuple[object, object]]
+    model: Differing
+    computed: Differing
+    environment: Differing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class DeterminismReport:
     Attributes:
         fingerprints: By actor number.
         reference: What most actors hold (or what the pool began with).
-        differences: One for each actor that holds another model.
+        differences: One for each actor that differs from the reference in anything.
     """
 
     fingerprints: Mapping[int, Fingerprint]
@@ -49,50 +59,71 @@ class DeterminismReport:
 
     @property
     def identical(self) -> bool:
-        """Whether all actors hold the same model."""
-        return not self.differences
+        """Whether all actors hold the same model and compute the same with it."""
+        return self.same_model and not self.other_hardware
 
-    def raise_if_different(self) -> None:
-        """Raises DeterminismError, naming the actors that differ, unless all are alike."""
-        if self.differences:
-            raise DeterminismError(self._message(), self)
+    @property
+    def same_model(self) -> bool:
+        """G1: whether all actors hold the same model."""
+        return not self.other_models
 
-    def _message(self) -> str:
-        lines = [
-            f"{len(self.differences)} of {len(self.fingerprints)} actors hold another model than "
-            "the pool's, so the same text would get different rewards:"
-        ]
-        for difference in self.differences:
-            held = ", ".join(
-                f"{name} {_short(mine)} instead of {_short(theirs)}"
-                for name, (mine, theirs) in difference.model.items()
-            )
-            machine = ", ".join(
-                f"{name} {mine} instead of {theirs}"
-                for name, (mine, theirs) in difference.environment.items()
-            )
-            where = f"its machine has {machine}" if machine else "its machine looks the same"
-            lines.append(f"  actor {difference.actor}: {held}; {where}")
-        lines.append(
+    @property
+    def other_models(self) -> tuple[Difference, ...]:
+        """The actors that hold another model."""
+        return tuple(difference for difference in self.differences if difference.model)
+
+    @property
+    def other_hardware(self) -> tuple[Difference, ...]:
+        """The actors that hold the same model and compute other bits with it."""
+        return tuple(d for d in self.differences if d.computed and not d.model)
+
+    def raise_if_different(self, *, accept_hardware: bool = False) -> None:
+        """Raises DeterminismError, naming the actors that differ, unless all are alike.
+
+        Args:
+            accept_hardware: Let pass what differs on account of hardware alone.
+        """
+        if self.other_models:
+            raise DeterminismError(self._other_models(), self)
+        if self.other_hardware and not accept_hardware:
+            raise DeterminismError(self._other_hardware(), self)
+
+    def _other_models(self) -> str:
+        return (
+            f"{len(self.other_models)} of {len(self.fingerprints)} actors hold another model than "
+            "the pool's, so the same text would get different rewards:\n"
+            f"{_listed(self.other_models)}\n"
             "Use machines with the same packages and hardware. Where the machines are alike, "
-            "suspect memory or disk: the files may differ, or a bit may have flipped."
+            "suspect memory or disk: the files may differ, or a bit may have flipped. Where "
+            "machines only draw other bits from one seed, head_sync='broadcast' (--head-sync "
+            "broadcast) gives them all the first actor's head."
         )
-        return "\n".join(lines)
+
+    def _other_hardware(self) -> str:
+        return (
+            f"Same weights, other hardware: G2 does not hold across these actors. "
+            f"{len(self.other_hardware)} of {len(self.fingerprints)} compute other bits:\n"
+            f"{_listed(self.other_hardware)}\n"
+            "Use machines that are alike, pool only those that are with mixed_hardware='alike' "
+            "(--mixed-hardware alike), or accept with 'accept' that the last bits of a reward "
+            "depend on who computes it."
+        )
 
     def __str__(self) -> str:
         header = ["actor", "head", "body", "tokenizer", "dtype", "device", "cpu", "torch", ""]
-        odd = {difference.actor for difference in self.differences}
+        odd = {d.actor: "differs" for d in self.other_models}
+        odd |= {d.actor: "same weights, other hardware" for d in self.other_hardware}
         rows = [
             [
                 str(actor),
-                f"{_short(held.head)} ({held.head_origin})",
+                f"{_short(held.head)} ({_called(held.head_origin)})",
                 _short(held.body),
                 _short(held.tokenizer),
                 held.dtype,
                 held.environment.device,
                 held.environment.cpu,
                 held.environment.torch,
-                "differs" if actor in odd else "ok",
+                odd.get(actor, "ok"),
             ]
             for actor, held in sorted(self.fingerprints.items())
         ]
@@ -101,8 +132,29 @@ class DeterminismReport:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in [header, *rows]
         ]
-        verdict = "identical" if self.identical else f"{len(odd)} of {len(rows)} actors differ"
-        return "\n".join([*lines, f"{len(rows)} actors: {verdict}"])
+        return "\n".join([*lines, *self._agreement(), f"{len(rows)} actors: {self._verdict()}"])
+
+    def _agreement(self) -> list[str]:
+        """For each part of a fingerprint whether the actors agree on it."""
+        lines = []
+        for part, names in (
+            ("model", _MODEL),
+            ("computed", _COMPUTED),
+            ("environment", _ENVIRONMENT),
+        ):
+            odd = {name for d in self.differences for name in getattr(d, part)}
+            told = ", ".join(f"{name} DIFFERS" if name in odd else name for name in names)
+            lines.append(f"{part}: {told}")
+        return [*lines, f"neighbours: G3 {self.reference.batch_invariant}"]
+
+    def _verdict(self) -> str:
+        if self.other_models:
+            return f"{len(self.other_models)} of {len(self.fingerprints)} actors differ"
+        if self.other_hardware:
+            return "same weights, other hardware: G2 does not hold across these actors"
+        if self.differences:
+            return "identical, on machines that are not (the probe gives the same bits on all)"
+        return "identical"
 
 
 def compare(
@@ -113,37 +165,73 @@ def compare(
     Args:
         fingerprints: By actor number, at least one.
         reference: What they must hold. None: what most of them hold; the lowest actor decides
-            where no model has more actors than another.
+            where nothing is held by more actors than another.
     """
     if reference is None:
-        counts = Counter(_model(held) for _, held in sorted(fingerprints.items()))
+        counts = Counter(_held(f) for _, f in sorted(fingerprints.items()))
         majority = counts.most_common(1)[0][0]  # first seen first among equals
-        reference = next(f for _, f in sorted(fingerprints.items()) if _model(f) == majority)
+        reference = next(f for _, f in sorted(fingerprints.items()) if _held(f) == majority)
     differences = tuple(
         _difference(actor, held, reference)
         for actor, held in sorted(fingerprints.items())
-        if _model(held) != _model(reference)
+        if held != reference
     )
     return DeterminismReport(dict(fingerprints), reference, differences)
 
 
-def _model(held: Fingerprint) -> tuple[object, ...]:
-    return tuple(getattr(held, name) for name in _MODEL)
+def _held(fingerprint: Fingerprint) -> tuple[object, ...]:
+    return tuple(getattr(fingerprint, name) for name in (*_MODEL, *_COMPUTED))
 
 
 def _difference(actor: int, held: Fingerprint, reference: Fingerprint) -> Difference:
     return Difference(
         actor,
-        _differing(held, reference, _MODEL),
-        _differing(held.environment, reference.environment, _ENVIRONMENT),
+        differing(held, reference, _MODEL),
+        differing(held, reference, _COMPUTED),
+        differing(held.environment, reference.environment, _ENVIRONMENT),
     )
 
 
-def _differing(
-    mine: object, theirs: object, names: tuple[str, ...]
-) -> dict[str, tuple[object, object]]:
+def differing(mine: object, theirs: object, names: Iterable[str]) -> Differing:
+    """Which of some attributes of two objects differ."""
     pairs = {name: (getattr(mine, name), getattr(theirs, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _listed(differences: Iterable[Difference]) -> str:
+    """A line for each actor."""
+    lines = []
+    for difference in differences:
+        held = ", ".join(_told({**difference.model, **difference.computed}))
+        machine = ", ".join(_told(difference.environment))
+        where = f"its machine has {machine}" if machine else "its machine looks the same"
+        lines.append(f"  actor {difference.actor}: {held}; {where}")
+    return "\n".join(lines)
+
+
+def _told(pairs: Differing) -> list[str]:
+    return [
+        f"probe {_apart(mine, theirs)}"
+        if name == "probe"
+        else f"{name} {_short(mine)} instead of {_short(theirs)}"
+        for name, (mine, theirs) in pairs.items()
+    ]
+
+
+def _apart(mine: object, theirs: object) -> str:
+    """How far two probes are from one another."""
+    if not (isinstance(mine, tuple) and isinstance(theirs, tuple) and len(mine) == len(theirs)):
+        return "of other texts"
+    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    both = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    if len(both) < len(pairs):
+        return f"without a reward for {len(pairs) - len(both)} texts"
+    return f"{len(pairs)} of {len(mine)} rewards differ, by up to {max(both):.1e}"
+
+
+def _called(head_origin: str) -> str:
+    """A drawn head is called what it is."""
+    return "untrained, seeded" if head_origin == "seeded" else head_origin
 
 
 def _short(value: object) -> str:

@@ -1,20 +1,20 @@
-"""Hashes of what decides a reward, and the environment it was computed in.
+"""What one actor holds and computes with, as values that can be compared and stored.
 
-Knows tensors and tokenizers; does not know Ray, or what to do when two fingerprints differ
-(`rayreward.determinism`).
+Does not know Ray, or what to do when two fingerprints differ (`rayreward.determinism`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Iterable
+import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,38 @@ class Environment:
     """The instruction set that torch's CPU kernels use, such as AVX512."""
     device: str
     """`cpu`, or the GPU's name."""
+    cuda: str | None = None
+    """Version that torch was built with, for a GPU."""
+    driver: str | None = None
+    """The GPU driver's version, where the system tells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The part of a fingerprint that a bad device or a stray write could change later.
+
+    Attributes:
+        head: As in `Fingerprint`.
+        body: As in `Fingerprint`.
+        probe: As in `Fingerprint`.
+    """
+
+    head: str
+    body: str
+    probe: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What one actor holds. Equal fingerprints mean the same model, bit for bit.
 
-    The hashes are SHA-256, in hexadecimal.
+    Hashes are 64 hexadecimal digits (`rayreward.hashing`).
     """
 
     head: str
+    """SHA-256 of the classification head."""
     body: str
+    """Integer hash of every other parameter and buffer."""
     tokenizer: str
     chat_template: str | None
     head_origin: str
@@ -50,53 +71,27 @@ class Fingerprint:
     max_length: int | None
     truncation: str
     pad_id: int
+    share_prefixes: bool
     max_batch_tokens: int
     attention: str
     layout: str
     """`flat`, `padded` or `single` (`rayreward.model`)."""
-    share_prefixes: bool
     batch_invariant: str
     """G3 on this hardware: `holds`, `not tried`, or which change of company moved a bit."""
+    probe: tuple[float | None, ...]
+    """Rewards of a fixed set of texts (`rayreward.probe`), float32; null where there is none."""
     environment: Environment
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "probe": list(self.probe)}
 
-
-def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of each tensor, in the order of their names.
-
-    Bytes are little-endian and row-major. Every part is preceded by its length, so that no two
-    different sets of tensors give the same stream of bytes.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        header = json.dumps([name, dtype, list(tensor.shape)]).encode()
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(len(header).to_bytes(8, "little") + header)
-        digest.update(content.nbytes.to_bytes(8, "little"))
-        digest.update(content.data)
-    return digest.hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """SHA-256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_tokenizer(hf: Any) -> str:
-    """SHA-256 over everything that decides how a tokenizer cuts text."""
-    backend = getattr(hf, "backend_tokenizer", None)
-    if backend is not None:
-        content = backend.to_str()
-    else:
-        content = json.dumps(sorted(hf.get_vocab().items()))
-    special = json.dumps(hf.special_tokens_map, sort_keys=True, default=str)
-    return hash_text(f"{type(hf).__name__}\n{special}\n{content}")
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
+        """The fingerprint that `to_dict` turned into plain values."""
+        environment = Environment(**values["environment"])
+        probe = tuple(values["probe"])
+        return cls(**{**values, "probe": probe, "environment": environment})
 
 
 def find_environment(device: torch.device) -> Environment:
@@ -113,4 +108,15 @@ def find_environment(device: torch.device) -> Environment:
         tokenizers=tokenizers.__version__,
         cpu=torch.backends.cpu.get_cpu_capability(),
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        cuda=torch.version.cuda if on_gpu else None,
+        driver=_driver() if on_gpu else None,
     )
+
+
+def _driver() -> str | None:
+    """The driver's version, such as `570.86.15`. Source: the NVIDIA kernel module's own file."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", _DRIVER.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found[0] if found else None

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayreward import signals
-from rayreward.actor import RewardActor
-from rayreward.config import ModelConfig
+from rayreward.actor import Birth, HeadState, RewardActor, Worked
+from rayreward.config import ModelConfig, PoolConfig
 from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 from rayreward.placement import Machine, Placement
 
@@ -61,25 +61,32 @@ def _local_options(address: str) -> dict[str, Any]:
 
 
 class RayFleet:
-    """Reward actors in a Ray cluster. Implements `rayreward.dispatch.Fleet`."""
+    """Reward actors in a Ray cluster. Implements `rayreward.dispatch.Fleet`.
 
-    def __init__(self, model: ModelConfig, placement: Placement, timeout_s: float) -> None:
+    Attributes:
+        handles: The actors by number.
+        head: What actors that are started from now on hold as their head; null: what they draw.
+    """
+
+    def __init__(self, model: ModelConfig, placement: Placement, pool: PoolConfig) -> None:
         """
         Args:
             model: What the actors load.
             placement: What each one reserves.
-            timeout_s: How long one may wait for its place.
+            pool: How long one may wait for its place, and how often it looks at its weights.
         """
         self._placement = placement
-        self._timeout_s = timeout_s
-        self._args = (model, placement.threads, placement.num_gpus > 0)
-        self._class = ray.remote(RewardActor).options(
-            num_cpus=placement.num_cpus,
-            num_gpus=placement.num_gpus,
-            max_restarts=0,  # replaced by the dispatcher, which checks the replacement first
-            max_task_retries=0,
-        )
+        self._timeout_s = pool.placement_timeout_s
+        self._args = (model, placement.threads, placement.num_gpus > 0, pool.recheck_share)
+        self._class: Any = ray.remote(RewardActor)
+        self._options = {
+            "num_cpus": placement.num_cpus,
+            "num_gpus": placement.num_gpus,
+            "max_restarts": 0,  # replaced by the dispatcher, which checks the replacement first
+            "max_task_retries": 0,
+        }
         self.handles: dict[int, Any] = {}
+        self.head: HeadState | None = None
         self._deadline: dict[int, float] = {}
         self._placing: dict[Ref, int] = {}
         self._loading: dict[Ref, int] = {}
@@ -87,13 +94,13 @@ class RayFleet:
 
     def start(self, actor: int) -> None:
         self._drop(actor)  # calls to an earlier actor of this number are not this one's
-        handle: Any = self._class.remote(*self._args)
+        handle = self._class.options(**self._options).remote(*self._args)
         self.handles[actor] = handle
         self._deadline[actor] = time.monotonic() + self._timeout_s
         self._placing[handle.__ray_ready__.remote()] = actor
 
     def submit(self, actor: int, task: Task) -> Ref:
-        ref: Ref = getattr(self.handles[actor], task.method).remote(*task.args)
+        ref: Ref = self.handles[actor].work.remote(task.method, *task.args)
         self._running[ref] = actor
         return ref
 
@@ -131,15 +138,15 @@ class RayFleet:
             else:
                 yield from self._succeeded(ref, actor, value)
 
-    def _succeeded(self, ref: Ref, actor: int, value: Any) -> Iterator[Event]:
+    def _succeeded(self, ref: Ref, actor: int, value: Birth | Worked | None) -> Iterator[Event]:
         if self._placing.pop(ref, None) is not None:
             del self._deadline[actor]
-            self._loading[self.handles[actor].load.remote()] = actor
+            self._loading[self.handles[actor].load.remote(self.head)] = actor
         elif self._loading.pop(ref, None) is not None:
             yield Born(actor, value)
-        else:
+        elif isinstance(value, Worked):
             del self._running[ref]
-            yield Done(ref, value)
+            yield Done(ref, value.value, value.proof)
 
     def _failed(self, ref: Ref, error: BaseException) -> Iterator[Event]:
         if ref in self._loading:

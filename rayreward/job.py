@@ -26,7 +26,7 @@ from rayreward.fingerprint import Fingerprint
 from rayreward.progress import Progress
 from rayreward.report import JobReport
 from rayreward.shards import Plan, plan_dataset
-from rayreward.types import Tally
+from rayreward.types import Attempt, Tally
 from rayreward.writing import OutputDirectory
 
 _FORMAT_VERSION = 1
@@ -51,7 +51,7 @@ class PreparedJob:
             "files": [asdict(file) for file in self.plan.files],
             "columns": [f"{field.name}: {field.type}" for field in self.plan.schema],
             "rows": self.plan.rows,
-            "shards": len(self.plan.shards),
+            "shards": [shard.piece.rows for shard in self.plan.shards],
             "cut": _hash_cut(self.plan),
             "settings": asdict(self.model),
         }
@@ -74,13 +74,16 @@ def prepare_job(config: JobConfig, model: ModelConfig) -> PreparedJob:
     return job
 
 
-def run_job(job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint) -> JobReport:
+def run_job(
+    job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint, *, prove: bool
+) -> JobReport:
     """Scores what is not scored yet, commits it part by part, and finishes the output.
 
     Args:
         job: From `prepare_job`.
         dispatcher: With its actors up and checked.
         fingerprint: What all of them hold.
+        prove: Whether an attempt becomes a part only once its actor was found sound after it.
 
     Raises:
         DataError: The input has changed since it was planned, or the model can't take its rows.
@@ -96,12 +99,13 @@ def run_job(job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint) 
     provenance = make_provenance(job.model, fingerprint)
     before = sum((part.tally for part in job.output.parts), Tally())
     started, start = time.time(), time.monotonic()
-    _score_missing(job, dispatcher, provenance, before)
+    _score_missing(job, dispatcher, provenance, before, prove)
     report = JobReport(
         output=str(job.output.path),
         tally=sum((part.tally for part in job.output.parts), Tally()),
         provenance=provenance,
         actors=len(dispatcher.actors),
+        quarantined=tuple(dispatcher.quarantined),
         elapsed_s=time.monotonic() - start,
         rows_before=before.rows,
         tokens_before=before.tokens,
@@ -174,6 +178,8 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             yield "its input files are others, or have changed"
         elif name == "cut":
             yield "its shards are cut at other rows (rows_per_shard)"
+        elif name == "shards":
+            continue  # told by the cut
         else:
             yield f"{name} was {old!r} and is {value!r}"
 
@@ -190,7 +196,11 @@ def _open_output(job: PreparedJob, fingerprint: Fingerprint) -> None:
 
 
 def _score_missing(
-    job: PreparedJob, dispatcher: Dispatcher, provenance: dict[str, Any], before: Tally
+    job: PreparedJob,
+    dispatcher: Dispatcher,
+    provenance: dict[str, Any],
+    before: Tally,
+    prove: bool,
 ) -> None:
     done = {part.shard for part in job.output.parts}
     missing = [shard for shard in job.plan.shards if shard.index not in done]
@@ -209,9 +219,15 @@ def _score_missing(
     )
     progress = Progress(job.plan.rows, before.rows, style=job.config.progress)
     try:
-        for _, attempt in dispatcher.run(tasks):
-            if job.output.promote(attempt):
+        for result in dispatcher.run(tasks, prove=prove):
+            attempt: Attempt = result.value
+            if result.proven is None:
                 progress.add(attempt.tally.rows, attempt.tally.tokens)
+            if result.proven is False:
+                progress.add(-attempt.tally.rows, -attempt.tally.tokens)
+                job.output.discard(attempt)
+            elif result.proven or not prove:
+                job.output.promote(attempt)
     finally:
         progress.close()
 
@@ -226,6 +242,7 @@ def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, 
         "accuracy": report.accuracy,
         "mean_margin": report.mean_margin,
         "actors": report.actors,
+        "quarantined": list(report.quarantined),
         "started_unix_s": started,
         "elapsed_s": report.elapsed_s,
         "parts": [

@@ -93,6 +93,7 @@ def _from_pretrained(
     _refuse_missing_body(checkpoint, module, missing)
     if missing:
         _refuse_unused_head(checkpoint, info["unexpected_keys"])
+        _refuse_incomplete_head(checkpoint, module, missing)
     return module, missing
 
 
@@ -155,12 +156,35 @@ def _refuse_missing_body(
 
 def _refuse_unused_head(checkpoint: Checkpoint, unexpected: set[str]) -> None:
     """A head under a name that the architecture does not know must not be replaced by a draw."""
-    unused = sorted(name for name in unexpected if checkpoint.shapes.get(name, (0,))[0] == 1)
+    unused = sorted(name for name in unexpected if checkpoint.shapes.get(name, ())[:1] == (1,))
     if unused:
         raise ModelError(
             f"Model {checkpoint.name!r} has a tensor with one output, {unused[0]}, that its "
             "architecture does not use: probably a trained head under another name. Rename it in "
             "the checkpoint, or remove it to have a head drawn from the seed."
+        )
+
+
+def _refuse_incomplete_head(
+    checkpoint: Checkpoint, module: PreTrainedModel, missing: set[str]
+) -> None:
+    """The rest of a trained head must not be drawn.
+
+    Its last layer, which has one output, tells that there is one. The layers before it may come
+    from a language model, as BERT's pooler does.
+    """
+    stored = sorted(
+        name
+        for name, tensor in module.named_parameters()
+        if name not in missing
+        and is_head(name, module.base_model_prefix)
+        and tensor.shape[:1] == (1,)
+    )
+    if stored:
+        raise ModelError(
+            f"Model {checkpoint.name!r} has part of a trained head: {stored[0]} is stored, "
+            f"{min(missing)} is not. RayReward does not draw the rest of a trained head. Save the "
+            "whole model again with save_pretrained."
         )
 
 

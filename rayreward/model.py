@@ -1,8 +1,8 @@
 """A reward model on one device: token ids in, rewards out.
 
 A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, shared prefixes
-once (`rayreward.flat`); for decoders, where a check at load finds that it gives what transformers'
-own forward gives. *Padded*: transformers' own forward, padded on the right; for everything else.
+once (`rayreward.flat`); where a trial at load finds that it gives what transformers' own forward
+gives. *Padded*: transformers' own forward, padded on the right; for everything else.
 *Single*: the same with one text in a batch, for who would rather wait than see a bit move.
 Knows transformers and torch devices; does not know text, files or Ray.
 """
@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedModel
 
-from rayreward.flat import hidden_states, lay_out
+from rayreward.flat import lay_out, run
 from rayreward.head import Head
 from rayreward.types import Group
 
@@ -61,7 +62,17 @@ class RewardModel:
         self.architecture = type(module).__name__
         self.vocabulary: int = module.config.get_text_config().vocab_size
         self._module = module
+        self._padding_idx = _position_padding(module)
+        self._causal = True
         self.layout: Layout = "flat" if self._runs_flat() else "padded"
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether what the texts of a group have in common runs once.
+
+        Not in an encoder: there a prefix sees the branch that follows it.
+        """
+        return self.layout == "flat" and self._causal
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every live weight and buffer of head and body with its name, sorted by name."""
@@ -84,13 +95,22 @@ class RewardModel:
 
     def _pooled_flat(self, batch: Sequence[Group]) -> torch.Tensor:
         """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
-        stream = lay_out(batch, self.pad_id, self.device)
+        stream = lay_out(
+            batch,
+            self.pad_id,
+            self.device,
+            causal=self._causal,
+            padding_idx=self._padding_idx,
+        )
+        hidden = self.head.caught(lambda: run(self._module, stream))
         texts = [text for group in batch for text in group.texts]
+        if hidden.dim() == 2:  # an encoder has pooled already
+            return hidden[: len(texts)]
         last = [
             int(places[pooled_position(text, self.pad_id)])
             for places, text in zip(stream.texts, texts, strict=True)
         ]
-        return hidden_states(self._module, stream)[last]
+        return hidden[0, last]
 
     def _pooled_padded(self, batch: Sequence[Group]) -> torch.Tensor:
         """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
@@ -108,22 +128,29 @@ class RewardModel:
     def _runs_flat(self) -> bool:
         """Whether the flat stream gives what transformers' own forward gives, one text at a time.
 
-        Only a trial can tell: some architectures never call the attention interface, and come out
-        wrong without a word.
+        Tries attention as decoders have it, then as encoders do, and stays with what is right. Only
+        a trial can tell: some architectures pool in a way of their own, or mix tokens outside of
+        attention, and come out wrong without a word. The tolerance has to let bfloat16 pass; what
+        leaks from text to text moves bits when their order is turned round.
         """
         if self.device.type != "cpu":
             return False  # not measured on a GPU yet
         groups = trial_groups(self)
+        turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]
         own = [self._pooled_padded([Group((), (text,))])[0] for g in groups for text in g.texts]
-        try:
-            ours = self._pooled_flat(groups)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return False
         expected = torch.stack(own).float()
-        if ours.shape != expected.shape:
-            return False
-        error = (ours.float() - expected).norm(dim=1) / expected.norm(dim=1)
-        return bool((error <= _FLAT_TOLERANCE[self._module.dtype]).all())
+        for causal in (True, False):
+            self._causal = causal
+            try:
+                ours = self._pooled_flat(groups).float()
+                again = self._pooled_flat(turned).float().flip(0)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                continue
+            if ours.shape == expected.shape and torch.equal(ours, again):
+                error = (ours - expected).norm(dim=1) / expected.norm(dim=1)
+                if (error <= _FLAT_TOLERANCE[self._module.dtype]).all():
+                    return True
+        return False
 
     def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))
@@ -152,6 +179,14 @@ def trial_groups(model: RewardModel) -> list[Group]:
         Group(draw(longest // 4), (draw(3), draw(longest // 2), ())),
         Group(draw(longest // 4 * 3), (draw(2), draw(longest // 4))),
     ]
+
+
+def _position_padding(module: nn.Module) -> int | None:
+    """The padding index of the position embeddings: null in all but RoBERTa and its kin."""
+    for name, child in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
+            return child.padding_idx
+    return None
 
 
 def pooled_position(ids: Sequence[int], pad_id: int) -> int:

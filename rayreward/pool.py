@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from rayreward import signals
 from rayreward.actor import Birth, reward_or_nan
+from rayreward.admission import Admission
 from rayreward.checkpoint import local_directory, open_checkpoint
 from rayreward.columns import check_free
 from rayreward.config import JobConfig, ModelConfig, PoolConfig
-from rayreward.determinism import DeterminismReport, compare
+from rayreward.determinism import DeterminismReport
 from rayreward.dispatch import Dispatcher, Task
-from rayreward.errors import DataError, PoolClosedError
+from rayreward.errors import DataError, DeterminismError, PoolClosedError
 from rayreward.fingerprint import Fingerprint
 from rayreward.fleet import RayConnection, RayFleet
 from rayreward.job import PreparedJob, prepare_job, run_job
@@ -73,6 +74,9 @@ class RewardPool:
         placement_timeout_s: float = 60.0,
         tasks_per_actor: int = 2,
         max_attempts: int = 3,
+        head_sync: Literal["verify", "broadcast"] = "verify",
+        mixed_hardware: Literal["refuse", "alike", "accept"] = "refuse",
+        recheck_share: float = 0.005,
         ray_address: str | None = None,
     ) -> None:
         """Starts the actors and checks that they hold the same model.
@@ -107,25 +111,39 @@ class RewardPool:
             open_checkpoint(str(directory))  # what the files can tell is told before Ray starts
             model = dataclasses.replace(model, model=str(directory))
         self.model_config = model
+        self._pool_config = pool
+        self._admission = Admission(pool.mixed_hardware)
         self._connection = RayConnection(pool.ray_address)
         try:
             placement = place(pool, self._connection.machines())
-            self._fleet = RayFleet(model, placement, pool.placement_timeout_s)
+            self._fleet = RayFleet(model, placement, pool)
             self._dispatcher = Dispatcher(
                 self._fleet,
+                self._admission,
                 num_actors=placement.num_actors,
                 tasks_per_actor=pool.tasks_per_actor,
                 max_attempts=pool.max_attempts,
-                admit=self._admit,
                 check_interrupt=signals.check,
             )
-            births: dict[int, Birth] = self._dispatcher.start()
-            report = compare({actor: birth.fingerprint for actor, birth in births.items()})
-            report.raise_if_different()
-            self._reference = report.reference
+            self._dispatcher.start()
+            self._sync_head()
+            self._admission.settle(self._dispatcher.births)
+            self._dispatcher.review()
         except BaseException:
             self.close()
             raise
+
+    def _sync_head(self) -> None:
+        """Gives the first actor's head to all, where the settings ask for it and it was drawn.
+
+        A head that came with the checkpoint is never overwritten: that would hide a bad file.
+        """
+        births: dict[int, Birth] = self._dispatcher.births
+        drawn = all(birth.fingerprint.head_origin == "seeded" for birth in births.values())
+        if self._pool_config.head_sync == "broadcast" and drawn:
+            heads = self._dispatcher.call_each("head_state")
+            self._fleet.head = heads[min(heads)]
+            births.update(self._dispatcher.call_each("take_head", self._fleet.head))
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:
@@ -136,10 +154,12 @@ class RewardPool:
     @property
     def fingerprint(self) -> Fingerprint:
         """What every actor of the pool holds."""
-        return self._reference
+        return self._admission.reference
 
     def verify(self) -> DeterminismReport:
         """Hashes what every actor holds now and compares it with what the pool began with.
+
+        An actor that holds something else is taken out of work and replaced.
 
         Returns:
             The report, which prints as a table.
@@ -147,10 +167,16 @@ class RewardPool:
         Raises:
             DeterminismError: Some actors hold another model; the message names them.
         """
+        accept = self._pool_config.mixed_hardware == "accept"
         with self._working():
-            held = self._dispatcher.call_each("fingerprint")
-        report = compare(held, self._reference)
-        report.raise_if_different()
+            report = self._admission.report(self._dispatcher.call_each("fingerprint"))
+            try:
+                report.raise_if_different(accept_hardware=accept)
+            except DeterminismError as error:
+                for difference in report.differences:
+                    if difference.model or (difference.computed and not accept):
+                        self._dispatcher.quarantine(difference.actor, error)
+                raise
         return report
 
     def score(self, batch: Iterable[Any]) -> NDArray[np.float32]:
@@ -245,7 +271,8 @@ class RewardPool:
     def run_job(self, job: PreparedJob) -> JobReport:
         """Runs a job from `rayreward.job.prepare_job`."""
         with self._working():
-            return run_job(job, self._dispatcher, self._reference)
+            prove = self._pool_config.recheck_share > 0
+            return run_job(job, self._dispatcher, self.fingerprint, prove=prove)
 
     def close(self) -> None:
         """Ends the actors, and Ray if the pool started it. Safe to call again."""
@@ -276,11 +303,9 @@ class RewardPool:
         """Calls an actor method for each tuple of arguments; results in the order of the calls."""
         with self._working():
             tasks = (Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls))
-            results = {task.key: result for task, result in self._dispatcher.run(tasks)}
+            # what is void comes again, and the later value stands
+            results = {result.task.key: result.value for result in self._dispatcher.run(tasks)}
         return [results[key] for key in sorted(results)]
-
-    def _admit(self, actor: int, birth: Birth) -> None:
-        compare({actor: birth.fingerprint}, self._reference).raise_if_different()
 
     def _working(self) -> threading.RLock:
         self._check_open()

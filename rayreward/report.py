@@ -21,6 +21,7 @@ class JobReport:
         tally: Counts over all rows, those of earlier runs included.
         provenance: What the parts' schema metadata says: model, head, settings, versions.
         actors: Actors at work at the end.
+        quarantined: Why actors were taken out of work since the pool began; mostly none.
         elapsed_s: Seconds of scoring in this run, model loading not included.
         rows_before: Rows that an earlier run had done.
         tokens_before: Tokens that an earlier run had scored.
@@ -35,6 +36,7 @@ class JobReport:
     rows_before: int
     tokens_before: int
     max_failed_rows: int
+    quarantined: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float | None:
@@ -69,6 +71,7 @@ class JobReport:
                 "actors",
                 f"{self.actors} on {self.provenance['fingerprint']['environment']['device']}",
             ),
+            *(("quarantined", reason.splitlines()[0]) for reason in self.quarantined),
             ("model", f"{self.provenance['model']} ({self.provenance['fingerprint']['dtype']})"),
             ("head", describe_head(self.provenance)),
             ("neighbours", describe_invariance(self.provenance)),

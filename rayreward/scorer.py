@@ -6,28 +6,26 @@ An actor holds one `Scorer`; without Ray it can be used by itself. Does not know
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
+from numpy.typing import NDArray
 
 from rayreward.batching import make_batches, pack_groups, share_prefix
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig
-from rayreward.fingerprint import (
-    Fingerprint,
-    find_environment,
-    hash_tensors,
-    hash_text,
-    hash_tokenizer,
-)
+from rayreward.fingerprint import Fingerprint, Proof, find_environment
+from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
 from rayreward.loading import load_model
 from rayreward.model import RewardModel
+from rayreward.oom import Halving
 from rayreward.preferences import RowFormat
+from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
 
@@ -47,6 +45,7 @@ class Scorer:
         invariance: str,
     ) -> None:
         self._model = model
+        self._rewards = Halving(model.rewards)
         self._tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._config = config
@@ -57,17 +56,19 @@ class Scorer:
         )
 
     @classmethod
-    def load(cls, config: ModelConfig, device: str = "cpu") -> Scorer:
+    def load(cls, config: ModelConfig, device: str = "auto") -> Scorer:
         """Loads model and tokenizer.
 
         Args:
             config: What decides a reward.
-            device: `cpu` or `cuda:0`.
+            device: `cpu`, `cuda:0`, or `auto`: the first GPU where there is one.
 
         Raises:
             ModelError: The checkpoint can't be loaded as a reward model.
             ConfigError: A setting does not fit the model.
         """
+        if device == "auto":
+            device = "cuda:0" if torch.cuda.is_available() else "cpu"
         checkpoint = open_checkpoint(config.model, config.revision)
         hf = load_tokenizer(checkpoint.path)
         pad_id = padding_id(hf, checkpoint.pad_id, config.pad_token)
@@ -98,27 +99,47 @@ class Scorer:
             ModelError: There are conversations but the model has no chat template.
         """
         tokens = iter(self._tokenizer.encode([sample for group in groups for sample in group]))
-        encoded = [list(islice(tokens, len(group))) for group in groups]
-        outcomes: list[list[Any]] = [list(group) for group in encoded]
-        for batch in self._batches(encoded):
-            places = [place for placed in batch for place in placed.places]
-            values = self._model.rewards([placed.group for placed in batch])
-            for (row, column), value in zip(places, values.tolist(), strict=True):
-                outcomes[row][column] = _outcome(value, outcomes[row][column])
-        return outcomes
+        return self._score_encoded([list(islice(tokens, len(group))) for group in groups])
 
-    def _batches(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> Iterator[list[_Placed]]:
-        flat = self._model.layout == "flat"
-        placed = list(_place(encoded, share=flat and self._config.share_prefixes))
-        if flat:
-            sizes = [(len(p.group.prefix), [len(b) for b in p.group.branches]) for p in placed]
+    def _score_encoded(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[list[Outcome]]:
+        values: dict[tuple[int, ...], float | None] = {}
+        for batch in self._batches(list(self._groups(encoded))):
+            texts = (text for group in batch for text in group.texts)
+            values.update(zip(texts, self._rewards(batch), strict=True))
+        return [
+            [
+                item if isinstance(item, Failure) else _outcome(values[item.ids], item)
+                for item in group
+            ]
+            for group in encoded
+        ]
+
+    def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> Iterator[Group]:
+        """Groups of what has tokens, each text once: a group a row, or one a text, unshared."""
+        share = self._model.shares_prefixes and self._config.share_prefixes
+        seen: set[tuple[int, ...]] = set()
+        for members in encoded:
+            ids = dict.fromkeys(item.ids for item in members if isinstance(item, Tokens))
+            texts = [text for text in ids if text not in seen]
+            seen.update(texts)
+            if share and texts:
+                yield share_prefix(texts)
+            else:
+                yield from (Group((), (text,)) for text in texts)
+
+    def _batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
+        if self._model.layout == "flat":
+            sizes = [(len(g.prefix), [len(branch) for branch in g.branches]) for g in groups]
             for batch in pack_groups(sizes, self._max_batch_tokens):
-                yield [placed[index].only(chosen) for index, chosen in batch]
+                yield [
+                    Group(groups[index].prefix, groups[index].branches[chosen.start : chosen.stop])
+                    for index, chosen in batch
+                ]
         else:
-            lengths = [len(p.group.branches[0]) for p in placed]
+            lengths = [len(group.branches[0]) for group in groups]
             budget = 1 if self._model.layout == "single" else self._max_batch_tokens
             for members in make_batches(lengths, budget):
-                yield [placed[index] for index in members]
+                yield [groups[index] for index in members]
 
     def score_table(self, table: pa.Table, row_format: RowFormat) -> pa.Table:
         """Scores the rows of a table.
@@ -134,12 +155,21 @@ class Scorer:
         outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]
         return reward_columns(row_format.kind, outcomes)
 
-    def fingerprint(self) -> Fingerprint:
-        """Hashes what this scorer holds now, from the live weights."""
-        loaded, hf, head = self._model.loaded, self._tokenizer.hf, self._model.head.tensors
-        return Fingerprint(
+    def prove(self) -> Proof:
+        """Hashes the live weights and scores the probe."""
+        head = self._model.head.tensors
+        return Proof(
             head=hash_tensors(head.items()),
-            body=hash_tensors((n, t) for n, t in self._model.tensors() if n not in head),
+            body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
+            probe=self._probe(),
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        """What this scorer holds and computes now, from the live weights."""
+        loaded, hf, proof = self._model.loaded, self._tokenizer.hf, self.prove()
+        return Fingerprint(
+            head=proof.head,
+            body=proof.body,
             tokenizer=hash_tokenizer(hf),
             chat_template=hash_text(str(hf.chat_template)) if hf.chat_template else None,
             head_origin=loaded.head_origin,
@@ -149,37 +179,29 @@ class Scorer:
             max_length=self._tokenizer.max_length,
             truncation=self._config.truncation,
             pad_id=self._model.pad_id,
+            share_prefixes=self._config.share_prefixes,
             max_batch_tokens=self._max_batch_tokens,
             attention=loaded.attention,
             layout=self._model.layout,
-            share_prefixes=self._config.share_prefixes,
             batch_invariant=self._invariance,
+            probe=proof.probe,
             environment=find_environment(self._model.device),
         )
 
+    def head_state(self) -> dict[str, NDArray[np.float32]]:
+        """The head's weights by name, as copies on the host."""
+        tensors = self._model.head.tensors.items()
+        return {name: tensor.cpu().numpy().copy() for name, tensor in tensors}
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A group to score, and for each of its texts where the reward goes: (row, column)."""
+    def take_head(self, head: Mapping[str, NDArray[np.float32]]) -> None:
+        """Overwrites the head with another one of the same shape, bit for bit."""
+        for name, tensor in self._model.head.tensors.items():
+            tensor.copy_(torch.from_numpy(head[name].copy()))
 
-    group: Group
-    places: tuple[tuple[int, int], ...]
-
-    def only(self, chosen: range) -> _Placed:
-        """The same with some of its texts."""
-        branches = self.group.branches[chosen.start : chosen.stop]
-        return _Placed(Group(self.group.prefix, branches), self.places[chosen.start : chosen.stop])
-
-
-def _place(encoded: Sequence[Sequence[Tokens | Failure]], *, share: bool) -> Iterator[_Placed]:
-    """Makes groups of what has tokens: a group a row, or one a text where nothing is shared."""
-    for row, members in enumerate(encoded):
-        texts = {(row, n): t.ids for n, t in enumerate(members) if isinstance(t, Tokens)}
-        if share and texts:
-            yield _Placed(share_prefix(list(texts.values())), tuple(texts))
-        else:
-            for place, ids in texts.items():
-                yield _Placed(Group((), (ids,)), (place,))
+    def _probe(self) -> tuple[float | None, ...]:
+        encoded = encode_probe(self._tokenizer.hf, self._tokenizer.max_length)
+        outcomes = self._score_encoded([[tokens] for tokens in encoded])
+        return tuple(o.value if isinstance(o, Reward) else None for [o] in outcomes)
 
 
 def read_rows(table: pa.Table, columns: Sequence[str]) -> Iterator[dict[str, object] | Failure]:
@@ -195,7 +217,10 @@ def read_rows(table: pa.Table, columns: Sequence[str]) -> Iterator[dict[str, obj
                 yield Failure(Status.MALFORMED, f"the row is not valid UTF-8: {error}")
 
 
-def _outcome(value: float, tokens: Tokens) -> Outcome:
+def _outcome(value: float | None, tokens: Tokens) -> Outcome:
+    if value is None:
+        detail = f"{len(tokens.ids)} tokens do not fit into the device's memory"
+        return Failure(Status.OUT_OF_MEMORY, detail, tokens=len(tokens.ids))
     if math.isfinite(value):
         return Reward(value, len(tokens.ids), tokens.truncated)
     return Failure(Status.NOT_FINITE, f"the model answered {value}", tokens=len(tokens.ids))

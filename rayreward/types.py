@@ -25,6 +25,8 @@ class Status(enum.StrEnum):
     """More tokens than `max_length`, and `truncation="error-row"`."""
     MALFORMED = "malformed"
     """The row is not what its columns promise: a null, a wrong type, bytes that are not UTF-8."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The device has not enough memory for the text, even alone."""
     NOT_FINITE = "not_finite"
     """The model answered with NaN or an infinity."""
     UNREADABLE = "unreadable"

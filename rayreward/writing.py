@@ -134,6 +134,26 @@ class OutputDirectory:
             )
         return None
 
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest of a finished run.
+
+        Raises:
+            OutputError: There is none, or the run did not come to its end.
+        """
+        try:
+            manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{self.path} is no finished output: its {_MANIFEST} can't be read "
+                f"({_reason(error)}). Pass the directory that a job wrote to."
+            ) from error
+        if not self.finished:
+            raise OutputError(
+                f"The run in {self.path} did not come to its end: there is no {_SUCCESS}. The "
+                "same command as before finishes it."
+            )
+        return dict(manifest)
+
     def clear(self) -> None:
         """Removes everything that RayReward wrote here, and nothing else; the marker first.
 
@@ -217,6 +237,11 @@ class OutputDirectory:
             ) from error
         self._parts[part.shard] = part
         return True
+
+    def discard(self, attempt: Attempt) -> None:
+        """Removes an attempt that may not become a part."""
+        with contextlib.suppress(OSError):  # what is left goes with the directory at the end
+            os.unlink(attempt.path)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Writes the manifest, then the success marker.

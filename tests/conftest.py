@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as actors do: see rayreward.actor
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BloomConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -23,6 +26,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -88,11 +92,31 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "falcon": lambda: FalconConfig(**_SHAPE),
     "bert": lambda: BertConfig(**_SHAPE),
     "roberta": lambda: RobertaConfig(**_SHAPE),
+    "electra": lambda: ElectraConfig(**_SHAPE, embedding_size=16),
+    "distilbert": lambda: DistilBertConfig(
+        dim=32,
+        hidden_dim=64,
+        n_layers=2,
+        n_heads=4,
+        vocab_size=400,
+        max_position_embeddings=256,
+        pad_token_id=0,
+    ),
+    "modernbert": lambda: ModernBertConfig(
+        **_SHAPE,
+        local_attention=32,
+        global_attn_every_n_layers=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
+    "deberta": lambda: DebertaV2Config(
+        **_SHAPE, relative_attention=True, pos_att_type=["c2p", "p2c"], pooler_hidden_size=32
+    ),
 }
-ENCODERS = ("bert", "roberta")
-NOT_FLAT = ("bloom", "falcon")
-"""Decoders that do not call transformers' attention interface."""
-FLAT = tuple(name for name in CONFIGS if name not in (*ENCODERS, *NOT_FLAT))
+ENCODERS = ("bert", "roberta", "electra", "distilbert", "modernbert", "deberta")
+NOT_FLAT = ("bloom", "falcon", "deberta")
+"""They do not call transformers' attention interface."""
+FLAT = tuple(name for name in CONFIGS if name not in NOT_FLAT)
 
 
 @cache
@@ -138,10 +162,13 @@ def make_checkpoint(
     num_labels: int = 1,
     dtype: torch.dtype = torch.float32,
     weights_seed: int = 1,
+    shape: dict[str, int] | None = None,
     **tokenizer: bool,
 ) -> Path:
     """Writes a checkpoint: headless as a language model is, or with a trained-looking head."""
     config = CONFIGS[architecture]()
+    if shape is not None:
+        config = type(config)(**{**config.to_dict(), "head_dim": None, **shape})
     auto: Any = AutoModelForMaskedLM if architecture in ENCODERS else AutoModelForCausalLM
     if head:
         config.num_labels = num_labels

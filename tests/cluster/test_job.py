@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -125,34 +124,6 @@ def test_output_directory_reads_as_one_dataset_with_provenance(
     assert (provenance["model"], provenance["settings"]["seed"]) == (tiny_model, 42)
 
 
-def test_g2_same_bytes_for_any_number_of_actors_and_shards_in_flight(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path
-) -> None:
-    """G2, bitwise: the whole of every part."""
-    source = pairs(tmp_path / "pairs.parquet")
-    found = []
-    for actors, tasks in ((1, 1), (2, 4), (4, 2)):
-        output = tmp_path / f"out-{actors}"
-        with RewardPool(
-            tiny_model, seed=42, num_actors=actors, num_cpus_per_actor=1, tasks_per_actor=tasks
-        ) as pool:
-            pool.score_dataset(str(source), str(output), rows_per_shard=20)
-        found.append(parts(output))
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 10
-
-
-def test_g2_same_bytes_when_an_actor_is_killed(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path
-) -> None:
-    source = pairs(tmp_path / "pairs.parquet")
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        pool.score_dataset(str(source), str(tmp_path / "calm"), rows_per_shard=10)
-        os.kill(pool._dispatcher.births[0].pid, signal.SIGKILL)
-        pool.score_dataset(str(source), str(tmp_path / "killed"), rows_per_shard=10)
-    assert parts(tmp_path / "killed") == parts(tmp_path / "calm")
-
-
 def test_unfinished_run_is_resumed_and_does_the_missing_shards_only(
     pool: RewardPool, tmp_path: Path
 ) -> None:
@@ -255,31 +226,6 @@ def test_bit_flipped_row_group_is_reported_and_the_others_are_scored(
     assert statuses == ["ok"] * 60 + ["unreadable"] * 60 + ["ok"] * 80
     assert result["reward_chosen"].null_count == 60
     assert result["id"].to_pylist()[120:] == list(range(120, 200))
-
-
-def test_g3_a_row_has_the_same_rewards_in_every_way_in(
-    pool: RewardPool, tiny_model: str, tmp_path: Path
-) -> None:
-    """G3, bitwise: score, score_completions, score_table and score_dataset, shared or not."""
-    source = pairs(tmp_path / "pairs.parquet")
-    pool.score_dataset(str(source), str(tmp_path / "out"), rows_per_shard=7)
-    result = pq.read_table(tmp_path / "out")
-    table = pq.read_table(source)
-    chosen, rejected = (table[side].to_pylist() for side in ("chosen", "rejected"))
-    expected = [result[f"reward_{side}"].to_pylist() for side in ("chosen", "rejected")]
-    assert pool.score(chosen).tolist() == expected[0]
-    assert pool.score(rejected[::-1]).tolist()[::-1] == expected[1]
-    groups = pool.score_completions(
-        [""] * 200, [list(p) for p in zip(chosen, rejected, strict=True)]
-    )
-    assert [group.tolist() for group in groups] == [list(p) for p in zip(*expected, strict=True)]
-    scored = pool.score_table(table.slice(50, 100))
-    assert scored["reward_chosen"].to_pylist() == expected[0][50:150]
-    alone = Scorer.load(ModelConfig(model=tiny_model, seed=42, share_prefixes=False))
-    for row in (0, 77, 199):
-        columns = alone.score_table(table.slice(row, 1), check_schema(table.schema))
-        assert columns["reward_chosen"].to_pylist() == [expected[0][row]]
-        assert columns["reward_rejected"].to_pylist() == [expected[1][row]]
 
 
 def test_score_command_prints_a_summary(

@@ -6,10 +6,8 @@ import asyncio
 import dataclasses
 import inspect
 import os
-import shutil
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ import pytest
 from rayreward import (
     ConfigError,
     DataError,
-    DeterminismError,
     ModelConfig,
     ModelError,
     PlacementError,
@@ -160,30 +157,6 @@ def test_actors_without_a_gpu_can_touch_none(pool: RewardPool, ray_cluster: Any)
     assert seen == [("", 1), ("", 1)]
 
 
-def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None:
-    report = pool.verify()
-    assert report.identical
-    assert sorted(report.fingerprints) == [0, 1]
-    assert "2 actors: identical" in str(report)
-    assert report.reference == pool.fingerprint
-
-
-def test_g1_verify_names_the_actor_with_one_flipped_bit(ray_cluster: Any, tiny_model: str) -> None:
-    def flip(actor: Any) -> None:
-        import torch
-
-        head = actor._scorer._model.head.tensors["score.weight"]
-        head.view(torch.int32)[0, 3] ^= 1
-
-    with RewardPool(tiny_model, seed=42, num_actors=3, num_cpus_per_actor=0.5) as pool:
-        ray_cluster.get(pool.actors[1].__ray_call__.remote(flip))
-        with pytest.raises(DeterminismError, match=r"1 of 3 actors.*\n  actor 1: head") as caught:
-            pool.verify()
-    [difference] = caught.value.report.differences
-    assert (difference.actor, list(difference.model)) == (1, ["head"])
-    assert "differs" in str(caught.value.report)
-
-
 def test_dead_actor_is_replaced_and_its_work_done_again(
     ray_cluster: Any, tiny_model: str, expected: list[float]
 ) -> None:
@@ -193,39 +166,6 @@ def test_dead_actor_is_replaced_and_its_work_done_again(
         assert pool.score(TEXTS).tolist() == pytest.approx(expected, abs=1e-6)
         assert sorted(pool.verify().fingerprints) == [0, 1]  # waits for the replacement
         assert len(pids & {birth.pid for birth in pool._dispatcher.births.values()}) == 1
-
-
-def test_g1_replacement_that_holds_another_model_gets_no_work(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path
-) -> None:
-    """The checkpoint changes on disk while the pool is up; the replacement loads the new one."""
-    from tiny import make_checkpoint
-
-    shutil.copytree(tiny_model, tmp_path / "model")
-    with RewardPool(str(tmp_path / "model"), seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
-        make_checkpoint(tmp_path / "model", weights_seed=2)
-        kill(pool, 0)
-        with pytest.raises(DeterminismError, match="actor 0: body"):
-            pool.score(TEXTS)
-
-
-def test_g1_start_refuses_actors_that_differ(
-    ray_cluster: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One actor is given another seed, as if its machine drew other bits."""
-    from rayreward.fleet import RayFleet
-
-    start = RayFleet.start
-
-    def start_otherwise(self: RayFleet, actor: int) -> None:
-        config, *rest = self._args
-        seed = 43 if actor == 2 else 42
-        self._args = (dataclasses.replace(config, seed=seed), *rest)  # type: ignore[assignment]
-        start(self, actor)
-
-    monkeypatch.setattr(RayFleet, "start", start_otherwise)
-    with pytest.raises(DeterminismError, match="actor 2: head"):
-        RewardPool(tiny_model, seed=42, num_actors=3, num_cpus_per_actor=0.5)
 
 
 def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import ENCODERS, FLAT, NOT_FLAT, make_checkpoint
+from tiny import CONFIGS, ENCODERS, FLAT, NOT_FLAT, make_checkpoint
+from transformers import AutoModelForSequenceClassification
 
-from rayreward import ModelConfig
+from rayreward import ModelConfig, Scorer
 from rayreward.batching import share_prefix
 from rayreward.checkpoint import open_checkpoint
 from rayreward.flat import lay_out
+from rayreward.head import is_head
 from rayreward.loading import load_model
-from rayreward.model import RewardModel
-from rayreward.types import Group
+from rayreward.model import Loaded, RewardModel
+from rayreward.types import Group, Text
 
 CPU = torch.device("cpu")
+FLAT_ENCODERS = tuple(name for name in FLAT if name in ENCODERS)
 
 
 def load(path: Path, architecture: str, dtype: str = "float32") -> RewardModel:
@@ -54,17 +59,76 @@ def crowd(groups: list[Group]) -> list[Group]:
     return [*others[:2], *groups, *others[2:]]
 
 
+@contextlib.contextmanager
+def threads_set_to(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def classifier(architecture: str) -> Any:
+    """transformers' own with random weights, the body in bfloat16."""
+    config = CONFIGS[architecture]()
+    config.num_labels = 1
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).bfloat16()
+    for name, _ in model.named_parameters():
+        if is_head(name, model.base_model_prefix):
+            model.get_submodule(name.rpartition(".")[0]).float()
+    return model.eval().requires_grad_(False)
+
+
+def layout(module: Any) -> str:
+    return RewardModel(module, 0, Loaded("seeded", "bfloat16", 256, "sdpa")).layout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", FLAT)
-def test_decoders_run_flat(models: Any, architecture: str) -> None:
-    assert models[architecture, "float32"].layout == "flat"
-    assert models[architecture, "bfloat16"].layout == "flat"
-
-
-@pytest.mark.parametrize("architecture", [*ENCODERS, *NOT_FLAT])
-def test_what_cannot_run_flat_is_found_out_and_runs_padded(
-    tmp_path: Path, architecture: str
+def test_what_can_runs_flat_and_decoders_share_prefixes(
+    models: Any, architecture: str, dtype: str
 ) -> None:
-    assert load(tmp_path, architecture).layout == "padded"
+    model = models[architecture, dtype]
+    assert model.layout == "flat"
+    assert model.shares_prefixes == (architecture not in ENCODERS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", NOT_FLAT)
+def test_what_never_calls_the_attention_interface_is_found_out_and_runs_padded(
+    tmp_path: Path, architecture: str, dtype: str
+) -> None:
+    model = load(tmp_path, architecture, dtype)
+    assert model.layout == "padded"
+    assert not model.shares_prefixes
+
+
+def test_what_pools_in_another_way_is_found_out_and_runs_padded() -> None:
+    assert layout(classifier("modernbert")) == "flat"
+    module = classifier("modernbert")
+    module.config.classifier_pooling = "mean"
+    assert layout(module) == "padded"
+
+
+def test_what_mixes_tokens_outside_of_attention_is_found_out_and_runs_padded() -> None:
+    """By so little that no tolerance which lets bfloat16 pass would see it."""
+    assert layout(classifier("llama")) == "flat"
+    module = classifier("llama")
+    module.model.embed_tokens.register_forward_hook(
+        lambda _module, _args, embedded: embedded + 0.01 * embedded.roll(1, 1)
+    )
+    assert layout(module) == "padded"
+
+
+def test_attention_that_does_not_tell_its_kind_runs_padded() -> None:
+    """Taken for causal, an encoder could pass: with random weights it attends to little."""
+    assert layout(classifier("bert")) == "flat"
+    module = classifier("bert")
+    for layer in module.bert.encoder.layer:
+        del layer.attention.self.is_causal
+    assert layout(module) == "padded"
 
 
 @pytest.mark.parametrize("architecture", FLAT)
@@ -88,9 +152,7 @@ def test_g3_shared_or_not_alone_or_in_a_crowd_the_same_bits(
 ) -> None:
     """G3, bitwise, for prefixes and branches on all sides of a block's border."""
     model = models[architecture, dtype]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_set_to(threads):
         for shared in (1, 15, 63, 64, 65, 130):
             [prefix, *branches] = texts(shared, 1, 2, 30, 64, 90, seed=shared)
             group = Group(prefix, (*branches, ()))
@@ -99,10 +161,30 @@ def test_g3_shared_or_not_alone_or_in_a_crowd_the_same_bits(
             assert model.rewards(crowd([group]))[2:-2].tolist() == expected
             reverse = Group(prefix, group.branches[::-1])
             assert model.rewards([reverse]).tolist() == expected[::-1]
-    finally:
-        torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", FLAT_ENCODERS)
+def test_g3_an_encoders_texts_keep_their_bits_in_any_company(
+    models: Any, architecture: str, dtype: str, threads: int
+) -> None:
+    """G3, bitwise, for texts of all lengths: together, shuffled, and in batches of every size."""
+    model = models[architecture, dtype]
+    groups = [Group((), (text,)) for text in texts(1, 15, 63, 64, 65, 130, 250, 64, 1, 200)]
+    shuffled = np.random.default_rng(0).permutation(len(groups)).tolist()
+    with threads_set_to(threads):
+        expected = [model.rewards([group]).item() for group in groups]
+        assert len(set(expected)) == len(groups)
+        for order in (range(len(groups)), shuffled):
+            for size in (2, 3, 7, 10):
+                batches = [order[start : start + size] for start in range(0, len(order), size)]
+                for batch in batches:
+                    rewards = model.rewards([groups[n] for n in batch]).tolist()
+                    assert rewards == [expected[n] for n in batch]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows=st.lists(
@@ -112,9 +194,11 @@ def test_g3_shared_or_not_alone_or_in_a_crowd_the_same_bits(
     ),
     seed=st.integers(0, 2**16),
 )
-def test_g3_random_groups_keep_their_bits(models: Any, rows: Any, seed: int) -> None:
+def test_g3_random_groups_keep_their_bits(
+    models: Any, architecture: str, rows: Any, seed: int
+) -> None:
     """G3, bitwise, over random corpora."""
-    model = models["llama", "float32"]
+    model = models[architecture, "float32"]
     groups = []
     for number, (shared, lengths) in enumerate(rows):
         [prefix, *branches] = texts(shared, *lengths, seed=seed + number)
@@ -124,11 +208,12 @@ def test_g3_random_groups_keep_their_bits(models: Any, rows: Any, seed: int) -> 
     assert together == [reward for group in groups for reward in model.rewards([group]).tolist()]
 
 
-def test_a_neighbours_nan_does_not_spread(models: Any) -> None:
-    model = models["llama", "float32"]
+@pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
+def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> None:
+    model = models[architecture, "float32"]
     poisoned, healthy = texts(30, 40)
     expected = alone(model, Group((), (healthy,)))
-    weights = model._module.base_model.embed_tokens.weight
+    weights = model._module.get_input_embeddings().weight
     before = weights[poisoned[0]].clone()
     assert poisoned[0] not in healthy
     try:
@@ -154,3 +239,49 @@ def test_lay_out_computes_each_token_once() -> None:
     stream = lay_out([Group(prefix, (a, b, ())), Group((), (c,))], 0, CPU)
     places = torch.cat([blocks.places for blocks in stream.blocks]).tolist()
     assert sorted(places) == list(range(361))
+
+
+def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> None:
+    prefix, a, b, c = texts(60, 4, 5, 200)
+    stream = lay_out([Group(prefix, (a, b)), Group((), (c,))], 0, CPU, causal=False)
+    assert stream.ids[0, :329].tolist() == [*prefix, *a, *prefix, *b, *c]
+    assert [text.tolist() for text in stream.texts] == [
+        list(range(64)),
+        list(range(64, 129)),
+        list(range(129, 329)),
+    ]
+    assert [tuple(blocks.queries.shape) for blocks in stream.blocks] == [
+        (1, 64),
+        (1, 128),
+        (1, 256),
+    ]
+    for blocks, text in zip(stream.blocks, stream.texts, strict=True):
+        assert torch.equal(blocks.queries, blocks.keys)
+        assert blocks.keys[0].tolist() == [*text, *[text[-1]] * (blocks.keys.shape[1] - len(text))]
+        assert blocks.places.tolist() == text.tolist()
+
+
+def test_lay_out_counts_positions_as_roberta_does() -> None:
+    """From behind the padding index, where tokens of padding have their place."""
+    group = Group((5, 1, 6), ((7, 1), (1, 8)))
+    stream = lay_out([group], 1, CPU, padding_idx=1)
+    assert stream.positions[0, :7].tolist() == [2, 1, 3, 4, 1, 1, 4]
+
+
+def test_an_encoders_batches_hold_no_more_than_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts of a group are counted in full, since nothing of them is shared."""
+    path = str(make_checkpoint(tmp_path, "bert"))
+    scorer = Scorer.load(ModelConfig(model=path, seed=42, max_batch_tokens=100))
+    sizes: list[int] = []
+
+    def rewards(batch: list[Group]) -> Any:
+        lengths = [len(text) for group in batch for text in group.texts]
+        sizes.append(sum(lengths))
+        return np.zeros(len(lengths), dtype=np.float32)
+
+    monkeypatch.setattr(scorer, "_rewards", rewards)
+    scorer.score_groups([[Text("It is true. " * 3, f"No {n}.") for n in range(9)]])
+    assert len(sizes) > 1
+    assert max(sizes) <= 100

@@ -26,12 +26,15 @@ def values(outcomes: list[Outcome]) -> list[float]:
     return [outcome.value for outcome in outcomes if isinstance(outcome, Reward)]
 
 
-def test_g3_holds_for_a_decoder_and_is_recorded(tmp_path: Path) -> None:
-    assert scorer(tmp_path).fingerprint().batch_invariant == "holds"
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_g3_holds_for_the_flat_stream_and_is_recorded(tmp_path: Path, architecture: str) -> None:
+    held = scorer(tmp_path, architecture).fingerprint()
+    assert held.layout == "flat"
+    assert held.batch_invariant == "holds"
 
 
 def test_g3_is_found_not_to_hold_for_padded_batches(tmp_path: Path) -> None:
-    held = scorer(tmp_path, "bert").fingerprint()
+    held = scorer(tmp_path, "bloom").fingerprint()
     assert held.layout == "padded"
     assert held.batch_invariant.startswith("does not hold in a crowd")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayreward import ConfigError, ModelConfig, ModelError
 from rayreward.checkpoint import open_checkpoint
-from rayreward.fingerprint import hash_tensors
+from rayreward.hashing import hash_tensors
 from rayreward.loading import load_model
 from rayreward.model import RewardModel
 from rayreward.types import Group
@@ -148,9 +149,13 @@ def test_missing_head_without_a_seed_is_refused(tmp_path: Path) -> None:
         load(make_checkpoint(tmp_path))
 
 
-def test_head_trained_refuses_a_checkpoint_without_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no trained head"):
-        load(make_checkpoint(tmp_path), seed=1, head="trained")
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
+def test_head_trained_refuses_a_checkpoint_without_one(
+    tmp_path: Path, architecture: str, seed: int | None
+) -> None:
+    with pytest.raises(ModelError, match="no trained head, and head='trained' asks for one"):
+        load(make_checkpoint(tmp_path, architecture), seed=seed, head="trained")
 
 
 def test_head_seeded_refuses_a_trained_one(tmp_path: Path) -> None:
@@ -158,10 +163,63 @@ def test_head_seeded_refuses_a_trained_one(tmp_path: Path) -> None:
         load(make_checkpoint(tmp_path, head=True), seed=1, head="seeded")
 
 
-def test_two_labels_are_refused(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path, head=True, num_labels=2)
-    with pytest.raises(ModelError, match=r"classifier with 2 labels"):
-        load(path, seed=1)
+@pytest.mark.parametrize("settings", [{}, {"seed": 1}, {"head": "trained"}], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
+def test_reward_model_saved_again_with_two_labels_is_refused(
+    tmp_path: Path, architecture: str, settings: dict[str, Any]
+) -> None:
+    path = make_checkpoint(tmp_path, architecture, head=True)
+    assert load(path).loaded.head_origin == "trained"
+    AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=2, ignore_mismatched_sizes=True
+    ).save_pretrained(path)
+    with pytest.raises(
+        ModelError, match=r"is \(2,.*one label needs \(1,.*classifier with 2 labels"
+    ):
+        load(path, **settings)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize(
+    ("architecture", "lost"),
+    [
+        ("bert", "classifier.bias"),
+        ("bert", "classifier.weight"),
+        ("bert", "bert.pooler.dense.weight"),
+        ("roberta", "classifier.dense.weight"),
+        ("roberta", "classifier.out_proj.weight"),
+    ],
+)
+def test_trained_head_that_lost_a_part_is_refused(
+    tmp_path: Path, architecture: str, lost: str, seed: int | None
+) -> None:
+    path = make_checkpoint(tmp_path, architecture, head=True)
+    weights = load_file(path / "model.safetensors")
+    del weights[lost]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"part of a trained head: .*, {re.escape(lost)} is not"):
+        load(path, seed=seed)
+
+
+def test_pooler_of_a_language_model_is_kept_where_the_rest_of_the_head_is_drawn(
+    tmp_path: Path,
+) -> None:
+    path = make_checkpoint(tmp_path, "bert", head=True)
+    weights = load_file(path / "model.safetensors")
+    del weights["classifier.weight"], weights["classifier.bias"]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    model = load(path, seed=1)
+    assert model.loaded.head_origin == "seeded"
+    pooler = "bert.pooler.dense.weight"
+    assert torch.equal(model.head.tensors[pooler], weights[pooler])
+
+
+def test_unused_number_does_not_keep_a_model_from_loading(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    weights["logit_scale"] = torch.tensor(1.0)
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    assert load(path, seed=1).loaded.head_origin == "seeded"
 
 
 def test_missing_body_weights_are_refused(tmp_path: Path) -> None:
@@ -225,8 +283,16 @@ def test_unknown_model_type_is_refused(tmp_path: Path) -> None:
 
 def test_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="PEFT adapter"):
+    with pytest.raises(ModelError, match="is a PEFT adapter without its base"):
         load(tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_adapter_beside_weights_is_refused(tmp_path: Path, head: bool) -> None:
+    path = make_checkpoint(tmp_path, head=head)
+    (path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="has a PEFT adapter beside its weights"):
+        load(path, seed=1)
 
 
 def test_directory_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:

@@ -127,3 +127,29 @@ def test_checkpoint_without_a_pad_token_is_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(config)
     with pytest.raises(ModelError, match="no padding token"):
         Scorer.load(ModelConfig(model=str(path), seed=1))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_exact_duplicates_are_scored_once(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a row and across rows; each still has its own audit."""
+    make_checkpoint(tmp_path, architecture)
+    config = ModelConfig(model=str(tmp_path), seed=42, max_length=20, truncation="right")
+    subject = Scorer.load(config)
+    groups = [["a b", "c", "a b"], ["c", "d" * 40], ["d" * 60, "a b"], ["c"]]
+    scored: list[tuple[int, ...]] = []
+    rewards = subject._rewards
+
+    def counted(batch: Any) -> Any:
+        scored.extend(text for group in batch for text in group.texts)
+        return rewards(batch)
+
+    monkeypatch.setattr(subject, "_rewards", counted)
+    found = subject.score_groups([[Text("", text) for text in group] for group in groups])
+    assert len(scored) == len(set(scored)) == 3
+    expected = [[values(subject.score([Text("", text)]))[0] for text in group] for group in groups]
+    assert [values(group) for group in found] == [
+        [pytest.approx(value, abs=1e-6) for value in group] for group in expected
+    ]
+    assert [group[-1].truncated for group in found] == [False, True, False, False]

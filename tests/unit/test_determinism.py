@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -36,9 +37,15 @@ HELD = Fingerprint(
     layout="flat",
     share_prefixes=True,
     batch_invariant="holds",
+    probe=(0.5, -0.25, None),
     environment=MACHINE,
 )
-MODEL_FIELDS = [field.name for field in dataclasses.fields(Fingerprint)][:-1]
+COMPUTED_FIELDS = ["max_batch_tokens", "attention", "layout", "batch_invariant", "probe"]
+MODEL_FIELDS = [
+    field.name
+    for field in dataclasses.fields(Fingerprint)
+    if field.name not in (*COMPUTED_FIELDS, "environment")
+]
 MACHINE_FIELDS = [field.name for field in dataclasses.fields(Environment)]
 
 
@@ -101,11 +108,63 @@ def test_determinism_g1_every_part_of_the_model_counts(name: str) -> None:
     assert report.differences[0].environment == {}
 
 
+@pytest.mark.parametrize("name", COMPUTED_FIELDS)
+def test_determinism_g2_same_weights_on_hardware_that_computes_other_bits(name: str) -> None:
+    odd = _held(**{name: "another"}, environment=_on(cpu="AVX2"))
+    report = compare({0: HELD, 1: HELD, 2: odd})
+    assert report.same_model
+    assert not report.identical
+    assert [d.actor for d in report.other_hardware] == [2]
+    assert list(report.other_hardware[0].computed) == [name]
+    report.raise_if_different(accept_hardware=True)
+    with pytest.raises(DeterminismError, match="Same weights, other hardware: G2 does not") as e:
+        report.raise_if_different()
+    assert "its machine has cpu AVX2 instead of AVX512" in str(e.value)
+    assert "mixed_hardware='alike'" in str(e.value)
+    assert str(report).endswith(
+        "same weights, other hardware: G2 does not hold across these actors"
+    )
+    assert _row(report, 2).endswith("same weights, other hardware")
+
+
+def test_determinism_error_tells_how_far_probes_are_apart() -> None:
+    for probe, told in [
+        ((0.5, -0.5, None), "probe 1 of 3 rewards differ, by up to 2.5e-01"),
+        ((0.5, None, None), "probe without a reward for 1 texts"),
+        ((0.5,), "probe of other texts"),
+    ]:
+        with pytest.raises(DeterminismError) as caught:
+            compare({0: HELD, 1: HELD, 2: _held(probe=probe)}).raise_if_different()
+        assert f"  actor 2: {told};" in str(caught.value)
+
+
+def test_determinism_another_model_is_told_before_other_hardware() -> None:
+    held = {0: HELD, 1: HELD, 2: HELD, 3: _held(probe=()), 4: _held(body="f" * 64, probe=())}
+    report = compare(held)
+    assert [d.actor for d in report.other_models] == [4]
+    assert [d.actor for d in report.other_hardware] == [3]
+    with pytest.raises(DeterminismError, match="1 of 5 actors hold another model"):
+        report.raise_if_different(accept_hardware=True)
+
+
+def test_determinism_report_says_of_each_part_whether_actors_agree() -> None:
+    odd = _held(head="f" * 64, probe=(), environment=_on(torch="3"))
+    shown = str(compare({0: HELD, 1: HELD, 2: odd}))
+    assert "model: head DIFFERS, body, tokenizer, chat_template, head_origin," in shown
+    assert (
+        "computed: max_batch_tokens, attention, layout, batch_invariant, probe DIFFERS\n" in shown
+    )
+    assert "environment: python, torch DIFFERS, transformers" in shown
+    assert "neighbours: G3 holds" in shown
+
+
 @pytest.mark.parametrize("name", MACHINE_FIELDS)
-def test_determinism_another_machine_is_no_other_model(name: str) -> None:
+def test_determinism_another_machine_that_computes_the_same_is_let_pass(name: str) -> None:
     report = compare({0: HELD, 1: _held(environment=_on(**{name: "another"}))})
     assert report.identical
-    assert report.differences == ()
+    assert list(report.differences[0].environment) == [name]
+    report.raise_if_different()
+    assert "identical, on machines that are not (the probe" in str(report)
 
 
 def test_determinism_table_shows_the_machines() -> None:
@@ -137,9 +196,9 @@ def test_determinism_table_names_the_odd_actor() -> None:
 
 def test_determinism_table_is_in_the_order_of_the_actors_and_aligned() -> None:
     report = compare({10: HELD, 9: HELD, 1: HELD})
-    header, *rows, _ = str(report).splitlines()
+    header, *rows = str(report).splitlines()[:4]
     assert [int(row.split()[0]) for row in rows] == [1, 9, 10]
-    assert {row.index("111111111111 (seeded)") for row in rows} == {header.index("head")}
+    assert {row.index("111111111111 (untrained, seeded)") for row in rows} == {header.index("head")}
     assert "1" * 13 not in str(report)
 
 
@@ -173,3 +232,7 @@ def test_determinism_report_keeps_what_it_was_given() -> None:
     report = compare(held)
     held[1] = _held(head="f" * 64)
     assert report.fingerprints[1] == HELD
+
+
+def test_fingerprint_comes_back_from_json_as_it_was() -> None:
+    assert Fingerprint.from_dict(json.loads(json.dumps(HELD.to_dict()))) == HELD

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,9 +18,10 @@ from rayreward.dispatch import (
     Lost,
     NotLoaded,
     NotPlaced,
+    Result,
     Task,
 )
-from rayreward.errors import PlacementError, PoolError
+from rayreward.errors import DeterminismError, PlacementError, PoolError
 
 
 class FakeFleet:
@@ -33,6 +34,8 @@ class FakeFleet:
         self.stopped: list[int] = []
         self.ran: list[tuple[int, int]] = []
         self.most_in_flight = 0
+        self.prove_every = 10**9
+        self._since_proof: Counter[int] = Counter()
         self._events: deque[Event] = deque()
         self._beginnings: list[Event] = []
         self._queues: dict[int, deque[tuple[int, Task]]] = {}
@@ -77,26 +80,49 @@ class FakeFleet:
             return
         queue.popleft()
         self.ran.append((actor, task.key))
-        error = ValueError("bad task") if task.method == "fail" else None
-        self._events.append(Done(ticket, task.key) if error is None else Failed(ticket, error))
+        if task.method == "fail":
+            self._events.append(Failed(ticket, ValueError("bad task")))
+            return
+        self._since_proof[actor] += 1
+        due = task.method == "prove" or self._since_proof[actor] >= self.prove_every
+        if due:
+            self._since_proof[actor] = 0
+        self._events.append(Done(ticket, task.key, "proof" if due else None))
 
 
-def dispatcher(fleet: FakeFleet, num_actors: int = 2, **settings: Any) -> Dispatcher:
+class FakeGate:
+    """Admits everybody and finds every proof good, until told otherwise."""
+
+    def __init__(
+        self,
+        admit: Callable[[int, Any], bool] = lambda actor, birth: True,
+        confirm: Callable[[int, Any], None] = lambda actor, proof: None,
+    ) -> None:
+        self.admit = admit
+        self.confirm = confirm
+
+
+def refuse(*_: Any) -> Any:
+    raise DeterminismError("another model", None)  # type: ignore[arg-type]
+
+
+def dispatcher(
+    fleet: FakeFleet, num_actors: int = 2, gate: FakeGate | None = None, **settings: Any
+) -> Dispatcher:
     defaults: dict[str, Any] = {
         "num_actors": num_actors,
         "tasks_per_actor": 2,
         "max_attempts": 3,
-        "admit": lambda actor, birth: None,
     }
-    return Dispatcher(fleet, **{**defaults, **settings})
+    return Dispatcher(fleet, gate or FakeGate(), **{**defaults, **settings})
 
 
-def kill_once(victim: int) -> Callable[[int, Task], bool]:
-    """Kills one actor over its first task."""
+def kill_once(victim: int, over: int | None = None) -> Callable[[int, Task], bool]:
+    """Kills one actor over its first task, or over that of a number."""
     died: list[int] = []
 
     def kill(actor: int, task: Task) -> bool:
-        if actor == victim and not died:
+        if actor == victim and not died and over in (None, task.key):
             died.append(actor)
             return True
         return False
@@ -109,7 +135,7 @@ def tasks(count: int) -> list[Task]:
 
 
 def run(subject: Dispatcher, count: int) -> list[int]:
-    return [result for _, result in subject.run(tasks(count))]
+    return [result.value for result in subject.run(tasks(count)) if result.proven is None]
 
 
 def test_run_gives_each_result_once() -> None:
@@ -189,6 +215,11 @@ def test_task_that_outlives_too_many_actors_ends_the_run() -> None:
 
 def test_replacement_is_checked_before_it_gets_work() -> None:
     admitted: list[tuple[int, Any, int]] = []
+
+    def admit(actor: int, birth: Any) -> bool:
+        admitted.append((actor, birth, len(fleet.ran)))
+        return True
+
     died: list[int] = []
 
     def kill(actor: int, task: Task) -> bool:
@@ -198,26 +229,144 @@ def test_replacement_is_checked_before_it_gets_work() -> None:
         return False
 
     fleet = FakeFleet(kill)
-    subject = dispatcher(
-        fleet, num_actors=1, admit=lambda a, birth: admitted.append((a, birth, len(fleet.ran)))
-    )
+    subject = dispatcher(fleet, num_actors=1, gate=FakeGate(admit))
     subject.start()
     run(subject, 6)
-    assert admitted == [(0, "birth 0", 2)]
+    assert admitted == [(0, "birth 0", 0), (0, "birth 0", 2)]
 
 
 def test_replacement_that_is_not_admitted_gets_no_work() -> None:
-    def refuse(actor: int, birth: Any) -> None:
-        raise PoolError("another model")
-
     fleet = FakeFleet(lambda actor, task: task.key == 1)
-    subject = dispatcher(fleet, num_actors=1, admit=refuse)
+    gate = FakeGate()
+    subject = dispatcher(fleet, num_actors=1, gate=gate)
     subject.start()
-    with pytest.raises(PoolError, match="another model"):
+    gate.admit = refuse
+    with pytest.raises(DeterminismError, match="another model\n3 actors in this place"):
         run(subject, 4)
     assert fleet.ran == [(0, 0)]
-    assert fleet.stopped == [0]
+    assert fleet.stopped == [0, 0, 0]
     assert subject.actors == []
+
+
+def test_review_replaces_an_actor_that_is_not_admitted() -> None:
+    fleet, seen = FakeFleet(), Counter[int]()
+
+    def admit(actor: int, birth: Any) -> bool:
+        seen[actor] += 1
+        return refuse() if actor == 1 and seen[1] == 1 else True
+
+    gate = FakeGate()
+    subject = dispatcher(fleet, num_actors=3, gate=gate)
+    subject.start()
+    gate.admit = admit
+    subject.review()
+    assert fleet.started == [0, 1, 2, 1]
+    assert fleet.stopped == [1]
+    assert subject.actors == [0, 1, 2]
+    assert subject.quarantined == ["another model"]
+
+
+def test_actor_that_is_not_wanted_is_let_go_and_not_replaced() -> None:
+    fleet = FakeFleet()
+    gate = FakeGate()
+    subject = dispatcher(fleet, num_actors=3, gate=gate)
+    subject.start()
+    gate.admit = lambda actor, birth: actor != 1
+    subject.review()
+    assert (fleet.started, fleet.stopped) == ([0, 1, 2], [1])
+    assert subject.actors == [0, 2]
+    assert sorted(run(subject, 9)) == list(range(9))
+    assert {actor for actor, _ in fleet.ran} == {0, 2}
+
+
+def outcomes(results: Iterable[Result]) -> dict[int, list[bool | None]]:
+    """For each task how its value came, and what became of it."""
+    found: dict[int, list[bool | None]] = {}
+    for result in results:
+        found.setdefault(result.task.key, []).append(result.proven)
+    return found
+
+
+def test_results_are_proven_by_the_actors_next_proof() -> None:
+    fleet = FakeFleet()
+    fleet.prove_every = 3
+    subject = dispatcher(fleet, num_actors=1)
+    subject.start()
+    found = outcomes(subject.run(tasks(7)))
+    assert found == {key: [None, True] if key < 6 else [None] for key in range(7)}
+
+
+def test_run_that_proves_ends_with_a_proof_of_every_result() -> None:
+    fleet = FakeFleet()
+    fleet.prove_every = 3
+    subject = dispatcher(fleet, num_actors=2)
+    subject.start()
+    assert outcomes(subject.run(tasks(7), prove=True)) == {key: [None, True] for key in range(7)}
+    assert outcomes(subject.run([], prove=True)) == {}
+
+
+def test_bad_proof_voids_what_came_since_the_last_good_one_and_does_it_again() -> None:
+    fleet = FakeFleet()
+    fleet.prove_every = 3
+    proofs: list[int] = []
+
+    def confirm(actor: int, proof: Any) -> None:
+        proofs.append(actor)
+        if len(proofs) == 2:
+            refuse()
+
+    subject = dispatcher(fleet, num_actors=1, gate=FakeGate(confirm=confirm))
+    subject.start()
+    found = outcomes(subject.run(tasks(9), prove=True))
+    good, void = [None, True], [None, False, None, True]
+    assert found == {key: void if key in (3, 4, 5) else good for key in range(9)}
+    assert fleet.started == [0, 0]
+    assert subject.quarantined == ["another model"]
+
+
+def test_bad_last_proof_voids_and_does_again() -> None:
+    fleet = FakeFleet()
+    bad = [True]
+    subject = dispatcher(
+        fleet, num_actors=1, gate=FakeGate(confirm=lambda *_: refuse() if bad.pop() else None)
+    )
+    subject.start()
+    bad.insert(0, False)
+    assert outcomes(subject.run(tasks(2), prove=True)) == {
+        key: [None, False, None, True] for key in range(2)
+    }
+
+
+def test_proofs_that_stay_bad_end_the_run() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet, num_actors=2, gate=FakeGate(confirm=refuse))
+    subject.start()
+    with pytest.raises(DeterminismError, match="replacing them does not help"):
+        list(subject.run(tasks(9), prove=True))
+
+
+def test_dead_actors_unproven_results_are_void_where_proof_is_insisted_on() -> None:
+    fleet = FakeFleet(kill_once(0, over=4))
+    subject = dispatcher(fleet, num_actors=1)
+    subject.start()
+    found = outcomes(subject.run(tasks(6), prove=True))
+    assert found == {
+        key: [None, False, None, True] if key < 4 else [None, True] for key in range(6)
+    }
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_deaths_and_bad_proofs_prove_each_result_once(seed: int) -> None:
+    dice = random.Random(seed)
+    fleet = FakeFleet(lambda actor, task: dice.random() < 0.05)
+    fleet.prove_every = dice.randint(1, 9)
+    gate = FakeGate(confirm=lambda *_: refuse() if dice.random() < 0.1 else None)
+    subject = dispatcher(fleet, num_actors=dice.randint(1, 8), max_attempts=1000, gate=gate)
+    subject.start()
+    found = outcomes(subject.run(tasks(200), prove=True))
+    assert sorted(found) == list(range(200))
+    for story in found.values():
+        assert story == [None, False] * (len(story) // 2 - 1) + [None, True]
 
 
 def test_error_of_a_task_ends_the_run_and_leaves_the_pool_usable() -> None:
@@ -234,8 +383,8 @@ def test_error_of_a_task_ends_the_run_and_leaves_the_pool_usable() -> None:
 def test_caller_that_stops_early_leaves_nothing_behind() -> None:
     subject = dispatcher(FakeFleet())
     subject.start()
-    for _, result in subject.run(tasks(20)):
-        if result == 3:
+    for result in subject.run(tasks(20)):
+        if result.value == 3:
             break
     assert sorted(run(subject, 5)) == list(range(5))
 
@@ -251,7 +400,8 @@ def test_start_goes_on_with_the_actors_that_found_room() -> None:
     fleet = FakeFleet()
     fleet.start_with = {1: [NotPlaced(1, "no room")]}
     subject = dispatcher(fleet)
-    assert subject.start() == {0: "birth 0"}
+    subject.start()
+    assert subject.births == {0: "birth 0"}
     assert fleet.stopped == [1]
     assert sorted(run(subject, 9)) == list(range(9))
 
@@ -259,7 +409,9 @@ def test_start_goes_on_with_the_actors_that_found_room() -> None:
 def test_start_tries_again_when_an_actor_dies_while_loading() -> None:
     fleet = FakeFleet()
     fleet.start_with = {0: [Lost(0, "killed."), Lost(0, "killed.")]}
-    assert dispatcher(fleet).start().keys() == {0, 1}
+    subject = dispatcher(fleet)
+    subject.start()
+    assert subject.actors == [0, 1]
 
 
 def test_start_gives_up_on_an_actor_that_keeps_dying() -> None:

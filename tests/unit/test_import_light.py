@@ -22,8 +22,10 @@ HEAVY = {
     "job",
     "loading",
     "model",
+    "oom",
     "pool",
     "scorer",
+    "verification",
 }
 """The modules that work with torch or Ray; every other one must not need either."""
 

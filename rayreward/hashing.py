@@ -1,0 +1,129 @@
+"""Hashes of weights, tokenizers and text. Does not know what they are compared with, or Ray.
+
+Two kinds. SHA-256 for what is small: it cannot be forged. An integer hash for the body, which runs
+at memory speed on the device where the weights are: it finds every accident, but does not stand up
+to somebody who makes weights to fit it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_LANES = 2
+_CHUNK_WORDS = 16_384
+_CHUNKS_AT_ONCE = {"cpu": 1, "cuda": 1_024}
+"""On a CPU too few for torch to spread them over threads: waiting for one another on a busy machine
+costs far more than it gains. On a GPU enough to keep it busy, in a quarter of a gigabyte."""
+
+
+def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each tensor, in the order of their names.
+
+    Bytes are little-endian and row-major. Every part is preceded by its length, so that no two
+    different sets of tensors give the same stream of bytes.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        _add(digest, _header(name, tensor))
+        _add(digest, content.data)
+    return digest.hexdigest()
+
+
+def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash like `hash_tensors`, computed where the tensors are, at about the speed of memory.
+
+    A tensor's bytes are read as 32-bit words w, in chunks of 16,384. A chunk becomes two sums of
+    w_i · k_i modulo 2^64, one for each lane, with fixed odd 64-bit keys k_i that were drawn from
+    SHAKE-128. Names, dtypes, shapes and all the sums go through SHA-256.
+
+    One changed word in a chunk always shows, since an odd number times anything that is no multiple
+    of 2^64 is none either. Any other accident goes unseen with a probability of at most 2^-32 a
+    lane, 2^-64 in all. Integers have no rounding, so a CPU and a GPU give the same hash.
+    Source: multilinear hashing, Lemire and Kaser 2014, arXiv:1202.4961.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        _add(digest, _header(name, tensor))
+        _add(digest, _chunk_sums(tensor).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_tokenizer(hf: Any) -> str:
+    """SHA-256 over everything that decides how a tokenizer cuts text."""
+    backend = getattr(hf, "backend_tokenizer", None)
+    if backend is not None:
+        content = backend.to_str()
+    else:
+        content = json.dumps(sorted(hf.get_vocab().items()))
+    special = json.dumps(hf.special_tokens_map, sort_keys=True, default=str)
+    return hash_text(f"{type(hf).__name__}\n{special}\n{content}")
+
+
+def _header(name: str, tensor: torch.Tensor) -> bytes:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return json.dumps([name, dtype, list(tensor.shape)]).encode()
+
+
+def _add(digest: hashlib._Hash, content: bytes | memoryview) -> None:
+    digest.update(memoryview(content).nbytes.to_bytes(8, "little"))
+    digest.update(content)
+
+
+def _chunk_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """The sums of each chunk of a tensor, `(chunks, lanes)` int64."""
+    import torch
+
+    keys = _keys(tensor.device)
+    sums = [torch.empty((0, _LANES), dtype=torch.int64, device=tensor.device)]
+    for chunks in _chunks(_words(tensor), _CHUNKS_AT_ONCE[tensor.device.type]):
+        wide = chunks.long()
+        sums.append(torch.stack([(wide * k[: wide.shape[1]]).sum(1) for k in keys], dim=1))
+    return torch.cat(sums)
+
+
+def _chunks(words: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
+    """Whole chunks, several at once, then what is left; each `(chunks, words)`."""
+    whole = len(words) // _CHUNK_WORDS * _CHUNK_WORDS
+    yield from words[:whole].view(-1, _CHUNK_WORDS).split(at_once)
+    if whole < len(words):
+        yield words[whole:][None]
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as 32-bit words, filled up with zeros to a whole one."""
+    import torch
+
+    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if len(content) % 4 or content.storage_offset() % 4:
+        filled = content.new_zeros(-(-len(content) // 4) * 4)
+        filled[: len(content)] = content
+        content = filled
+    return content.view(torch.int32)
+
+
+@lru_cache(maxsize=16)
+def _keys(device: torch.device) -> tuple[torch.Tensor, ...]:
+    import numpy as np
+    import torch
+
+    drawn = hashlib.shake_128(b"RayReward weights").digest(_LANES * _CHUNK_WORDS * 8)
+    odd = np.frombuffer(drawn, dtype="<i8").astype(np.int64) | 1
+    return tuple(torch.from_numpy(odd).reshape(_LANES, -1).to(device).unbind())

@@ -1,0 +1,86 @@
+"""Goes on in halves when a device runs out of memory, and in whole batches again when it can.
+
+Knows groups and a function that scores them; does not know models or text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayreward.types import Group
+
+_logger = logging.getLogger("rayreward")
+
+_CALM_BATCHES = 32
+"""Batches without trouble after which larger ones are tried again."""
+
+Rewards = Callable[[Sequence[Group]], NDArray[np.float32]]
+
+
+class Halving:
+    """Scores batches in as few parts as memory allows.
+
+    Where G3 holds, the parts give the bits that the whole would have given.
+    """
+
+    def __init__(self, rewards: Rewards) -> None:
+        """
+        Args:
+            rewards: Groups with N texts in all → `(N,)`.
+        """
+        self._rewards = rewards
+        self._parts = 1
+        self._calm = 0
+
+    def __call__(self, batch: Sequence[Group]) -> list[float | None]:
+        """Scores a batch.
+
+        Returns:
+            A reward for each of its texts, in order; null for one that does not fit even alone.
+        """
+        self._calm += 1
+        if self._parts > 1 and self._calm > _CALM_BATCHES:
+            self._parts, self._calm = self._parts // 2, 0
+        parts = [batch]
+        while len(parts) < self._parts and any(_texts(part) > 1 for part in parts):
+            parts = [half for part in parts for half in _halves(part)]
+        return [reward for part in parts for reward in self._score(part, len(parts))]
+
+    def _score(self, part: Sequence[Group], of: int) -> list[float | None]:
+        try:
+            return list(self._rewards(part).tolist())
+        except torch.OutOfMemoryError as error:
+            message = str(error).splitlines()[0]
+        # outside of the handler, whose traceback would keep the tensors alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        texts = _texts(part)
+        if texts == 1:
+            _logger.warning("a text does not fit into memory even alone: %s", message)
+            return [None]
+        _logger.warning("out of memory with %d texts; going on with half: %s", texts, message)
+        self._parts, self._calm = max(self._parts, of * 2), 0
+        return [reward for half in _halves(part) for reward in self._score(half, of * 2)]
+
+
+def _texts(part: Sequence[Group]) -> int:
+    return sum(len(group.branches) for group in part)
+
+
+def _halves(part: Sequence[Group]) -> Iterator[Sequence[Group]]:
+    """Two halves with about as many texts, in order; a single text stays whole."""
+    if len(part) > 1:
+        middle = len(part) // 2
+        yield from (part[:middle], part[middle:])
+    elif len(part[0].branches) > 1:
+        [group] = part
+        middle = len(group.branches) // 2
+        yield [Group(group.prefix, group.branches[:middle])]
+        yield [Group(group.prefix, group.branches[middle:])]
+    else:
+        yield part

@@ -1,0 +1,243 @@
+"""Checks a finished output afterwards: its files, its rows, its model, and its rewards.
+
+Loads the model on this machine, without Ray, and goes by what the output says of itself. Does not
+know how a job is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayreward.columns import reward_schema
+from rayreward.config import ModelConfig
+from rayreward.determinism import compare
+from rayreward.errors import OutputError
+from rayreward.fingerprint import Fingerprint
+from rayreward.preferences import RowFormat, RowKind, check_schema
+from rayreward.scorer import Scorer
+from rayreward.types import Status
+from rayreward.writing import OutputDirectory, read_provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it is as the output says.
+        detail: What was found, with the first thing that is wrong.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of checking an output. Prints as a list."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is as the output says."""
+        return all(finding.ok for finding in self.findings)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{finding.name:<9} {'ok  ' if finding.ok else 'WRONG'} {finding.detail}"
+            for finding in self.findings
+        ]
+        return "\n".join([*lines, "verified" if self.ok else "NOT verified"])
+
+
+def verify_output(
+    output: str,
+    *,
+    model: str | None = None,
+    sample: int = 256,
+    load: Callable[[ModelConfig], Scorer] = Scorer.load,
+) -> Verification:
+    """Checks a finished output against its own manifest and against the model.
+
+    Files against their checksums; the planned rows against those that are there; the fingerprint
+    against that of the checkpoint as loaded now; the rewards of a sample of rows against those that
+    it gives now, bit for bit. Where G3 did not hold, a reward depends on what shared its batch, and
+    whole parts are scored again instead of single rows.
+
+    Args:
+        output: The output directory.
+        model: Where the checkpoint is now. None: where it was.
+        sample: Rows to score again, at least; they are drawn the same way each time.
+        load: Loads the model, for tests.
+
+    Raises:
+        OutputError: This is no finished output.
+        ModelError: The checkpoint can't be loaded.
+        ConfigError: The output was made with settings that do not fit the checkpoint.
+    """
+    directory = OutputDirectory(output)
+    manifest, plan = directory.read_manifest(), directory.existing_plan() or {}
+    files = _check_files(directory.path, manifest)
+    rows = _check_rows(directory.path, manifest, plan)
+    if not (files.ok and rows.ok):
+        return Verification((files, rows))
+    scorer = load(_model_config(manifest, model))
+    then = Fingerprint.from_dict(manifest["provenance"]["fingerprint"])
+    return Verification(
+        (
+            files,
+            rows,
+            _check_model(then, scorer.fingerprint()),
+            _check_rewards(directory.path, manifest, scorer, then, sample),
+        )
+    )
+
+
+def _check_files(path: Path, manifest: Mapping[str, Any]) -> Finding:
+    listed = {part["name"]: part for part in manifest["parts"]}
+    there = {file.name for file in path.glob("part-*")}
+    for name, part in sorted(listed.items()):
+        if name not in there:
+            return Finding("files", False, f"{name} is missing")
+        with (path / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
+                return Finding("files", False, f"{name} is not what its checksum says")
+        if read_provenance(str(path / name)) != manifest["provenance"]:
+            return Finding("files", False, f"{name} has another provenance than the manifest")
+    if there - listed.keys():
+        return Finding("files", False, f"{min(there - listed.keys())} is not in the manifest")
+    return Finding("files", True, f"{len(listed):,} parts are what their checksums say")
+
+
+def _check_rows(path: Path, manifest: Mapping[str, Any], plan: Mapping[str, Any]) -> Finding:
+    """Compares the shards of the plan with the parts, row by row count."""
+    planned = {f"part-{index:06d}.parquet": n for index, n in enumerate(plan.get("shards", ()))}
+    there = {
+        part["name"]: pq.read_metadata(path / part["name"]).num_rows
+        for part in manifest["parts"]
+        if (path / part["name"]).exists()
+    }
+    repeated = [name for name, n in Counter(p["name"] for p in manifest["parts"]).items() if n > 1]
+    if repeated:
+        return Finding("rows", False, f"{repeated[0]} is in the manifest more than once")
+    for name in sorted(planned.keys() | there.keys()):
+        if planned.get(name) != there.get(name):
+            detail = f"{name} has {there.get(name, 'no')} rows, planned were {planned.get(name, 0)}"
+            return Finding("rows", False, detail)
+    return Finding(
+        "rows", True, f"each of the {sum(planned.values()):,} planned rows is there once"
+    )
+
+
+def _model_config(manifest: Mapping[str, Any], model: str | None) -> ModelConfig:
+    try:
+        config = ModelConfig(**manifest["provenance"]["settings"])
+    except TypeError as error:
+        raise OutputError(
+            f"The output was made by RayReward {manifest['provenance'].get('rayreward')}, whose "
+            f"settings this version does not know ({error}). Verify it with that version."
+        ) from error
+    return config if model is None else replace(config, model=model)
+
+
+def _check_model(then: Fingerprint, now: Fingerprint) -> Finding:
+    report = compare({0: now}, then)
+    if report.identical:
+        origin = (
+            "an untrained head, drawn from a seed" if now.head_origin == "seeded" else "trained"
+        )
+        detail = f"the checkpoint holds the same bits ({origin}) and computes the same probe"
+        for difference in report.differences:
+            detail += f"; this machine has another {', '.join(difference.environment)}"
+        return Finding("model", True, detail)
+    [difference] = report.differences
+    parts = ", ".join({**difference.model, **difference.computed})
+    machine = ", ".join(f"{k} {a}, then {b}" for k, (a, b) in difference.environment.items())
+    if difference.model:
+        detail = f"the checkpoint is not the one that scored this: another {parts}"
+    else:
+        detail = f"same weights, but this hardware computes other bits: another {parts}"
+    return Finding("model", False, detail + (f" (here: {machine})" if machine else ""))
+
+
+def _check_rewards(
+    path: Path, manifest: Mapping[str, Any], scorer: Scorer, then: Fingerprint, sample: int
+) -> Finding:
+    alone = then.batch_invariant == "holds"
+    checked = 0
+    for part, before, chosen in _sampled(manifest["parts"], sample, whole_parts=not alone):
+        table = pq.read_table(path / part["name"])
+        given, added, row_format = split_columns(table)
+        readable = [
+            row for row in chosen if added["reward_status"][row].as_py() != Status.UNREADABLE
+        ]
+        now = scorer.score_table(given.take(readable), row_format)
+        differing = _first_difference(added.take(readable), now)
+        if differing is not None:
+            at, told = differing
+            where = f"row {before + readable[at]:,} ({part['name']}, row {readable[at]:,})"
+            return Finding("rewards", False, f"{where} differs: {told}")
+        checked += len(readable)
+    unit = "rows" if alone else "rows, in whole parts,"
+    detail = f"{checked:,} {unit} scored again have the same bits"
+    return Finding("rewards", True, f"{detail} (of {manifest['rows']:,})")
+
+
+def _sampled(
+    parts: Sequence[Mapping[str, Any]], sample: int, *, whole_parts: bool
+) -> Iterator[tuple[Mapping[str, Any], int, Sequence[int]]]:
+    """Yields parts with the number of rows before each and the rows to look at in it."""
+    starts = [sum(part["rows"] for part in parts[:index]) for index in range(len(parts))]
+    total = sum(part["rows"] for part in parts)
+    dice = random.Random(0)
+    if whole_parts:
+        for index in dice.sample(range(len(parts)), len(parts)):
+            if sample <= 0:
+                return
+            sample -= parts[index]["rows"]
+            yield parts[index], starts[index], range(parts[index]["rows"])
+        return
+    rows = sorted(dice.sample(range(total), min(sample, total)))
+    for part, start in zip(parts, starts, strict=True):
+        chosen = [row - start for row in rows if start <= row < start + part["rows"]]
+        if chosen:
+            yield part, start, chosen
+
+
+def split_columns(table: pa.Table) -> tuple[pa.Table, pa.Table, RowFormat]:
+    """Takes a part apart: the input's columns, the added ones, the row format.
+
+    Raises:
+        OutputError: The added columns are not there.
+    """
+    for kind in RowKind:
+        names = reward_schema(kind).names
+        if table.column_names[-len(names) :] == names:
+            given = table.select(table.column_names[: -len(names)])
+            row_format = check_schema(given.schema)
+            if row_format.kind is kind:
+                return given, table.select(names), row_format
+    raise OutputError("The part does not end in the columns that scoring adds.")
+
+
+def _first_difference(then: pa.Table, now: pa.Table) -> tuple[int, str] | None:
+    """The first row that differs in any column, and how; bit for bit."""
+    names = now.column_names
+    before, after = then.to_pylist(), now.to_pylist()
+    for at, (old, new) in enumerate(zip(before, after, strict=True)):
+        for name in names:
+            if repr(old[name]) != repr(new[name]):  # tells 0.0 from -0.0
+                return at, f"{name} is {old[name]!r} in the output and {new[name]!r} now"
+    return None

@@ -1,0 +1,147 @@
+"""G2, one answer: the same bytes, whatever the actors, their deaths and their order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayreward import RewardPool
+from rayreward.dispatch import Dispatcher, Result, Task
+
+pytestmark = pytest.mark.ray
+
+RAYREWARD = str(Path(sys.executable).with_name("rayreward"))
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
+    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
+        yield pool
+
+
+def parts(output: Path) -> dict[str, str]:
+    """Each part's name and the hash of its bytes."""
+    return {
+        part.name: hashlib.sha256(part.read_bytes()).hexdigest()
+        for part in sorted(output.glob("part-*.parquet"))
+    }
+
+
+def pairs(path: Path, rows: int = 200, row_group_size: int = 60) -> Path:
+    table = pa.table(
+        {
+            "id": list(range(rows)),
+            "chosen": [f"good {n} " * (n % 9 + 1) for n in range(rows)],
+            "rejected": [f"bad {n} " * (n % 5 + 1) for n in range(rows)],
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def test_g2_same_bytes_for_any_number_of_actors_and_shards_in_flight(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path
+) -> None:
+    """G2, bitwise: the whole of every part."""
+    source = pairs(tmp_path / "pairs.parquet")
+    found = []
+    for actors, tasks in ((1, 1), (2, 4), (4, 2)):
+        output = tmp_path / f"out-{actors}"
+        with RewardPool(
+            tiny_model, seed=42, num_actors=actors, num_cpus_per_actor=1, tasks_per_actor=tasks
+        ) as pool:
+            pool.score_dataset(str(source), str(output), rows_per_shard=20)
+        found.append(parts(output))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 10
+
+
+def test_g2_same_bytes_when_an_actor_is_killed(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path
+) -> None:
+    source = pairs(tmp_path / "pairs.parquet")
+    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
+        pool.score_dataset(str(source), str(tmp_path / "calm"), rows_per_shard=10)
+        os.kill(pool._dispatcher.births[0].pid, signal.SIGKILL)
+        pool.score_dataset(str(source), str(tmp_path / "killed"), rows_per_shard=10)
+    assert parts(tmp_path / "killed") == parts(tmp_path / "calm")
+
+
+def test_g2_same_bytes_when_shards_finish_in_any_order(
+    pool: RewardPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pairs(tmp_path / "pairs.parquet")
+    pool.score_dataset(source, tmp_path / "in order", rows_per_shard=10)
+    run, done = Dispatcher.run, []
+
+    def shuffled(self: Dispatcher, tasks: Iterable[Task], **settings: Any) -> Iterator[Result]:
+        mixed = list(tasks)
+        random.Random(0).shuffle(mixed)
+        for result in run(self, mixed, **settings):
+            done.append(result.task.key)
+            yield result
+
+    monkeypatch.setattr(Dispatcher, "run", shuffled)
+    pool.score_dataset(source, tmp_path / "shuffled", rows_per_shard=10)
+    assert done != sorted(done)
+    assert parts(tmp_path / "shuffled") == parts(tmp_path / "in order")
+
+
+def test_g2_same_bytes_when_the_driver_is_killed_and_the_job_resumed(
+    pool: RewardPool, tiny_model: str, tmp_path: Path
+) -> None:
+    source, output = pairs(tmp_path / "pairs.parquet", rows=6_000), tmp_path / "killed"
+    pool.score_dataset(source, tmp_path / "calm")
+    command = [RAYREWARD, "score", "--model", tiny_model, "--seed", "42", "--num-actors", "1"]
+    command += ["--num-cpus-per-actor", "1", "--dataset", str(source), "--output", str(output)]
+    # looks at the weights after every shard, so that parts are there early on
+    job = subprocess.Popen([*command, "--recheck-share", "1"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not parts(output):
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    assert 0 < len(parts(output)) < len(parts(tmp_path / "calm"))
+    assert not (output / "_SUCCESS").exists()
+    report = pool.score_dataset(source, output)
+    assert report.rows_before > 0
+    assert parts(output) == parts(tmp_path / "calm")
+
+
+def test_g2_row_groups_that_cut_alike_give_the_same_bytes(pool: RewardPool, tmp_path: Path) -> None:
+    """A shard never spans row groups; where these come to the same cut, the parts are the same."""
+    found = []
+    for size in (40, 100, 200):
+        source = pairs(tmp_path / f"{size}.parquet", row_group_size=size)
+        pool.score_dataset(source, tmp_path / str(size), rows_per_shard=20)
+        found.append(parts(tmp_path / str(size)))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 10
+
+
+def test_g2_row_groups_that_cut_otherwise_give_the_same_rows(
+    pool: RewardPool, tmp_path: Path
+) -> None:
+    """The parts are others then, but every row has the same bits, since no row has neighbours."""
+    found = []
+    for size in (7, 33, 200):
+        source = pairs(tmp_path / f"{size}.parquet", row_group_size=size)
+        pool.score_dataset(source, tmp_path / str(size), rows_per_shard=20)
+        found.append(pq.read_table(tmp_path / str(size)).combine_chunks())
+    assert len(parts(tmp_path / "7")) != len(parts(tmp_path / "33"))
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
