@@ -6,6 +6,8 @@ Knows how transformers loads weights and draws missing ones; does not know how a
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +67,10 @@ def load_model(
         attention=str(getattr(module.config, "_attn_implementation", "eager")),
     )
     module.to(torch.device(device))  # type: ignore[arg-type]
-    return RewardModel(module, pad_id, loaded)
+    model = RewardModel(module, pad_id, loaded)
+    if (config.max_length or positions or math.inf) > _one_scale_up_to(module):
+        model.layout = "single"
+    return model
 
 
 def _from_pretrained(
@@ -217,6 +222,21 @@ def _max_positions(module: PreTrainedModel) -> int | None:
             # RoBERTa and its kin start counting positions behind their padding index
             return limit if child.padding_idx is None else limit - child.padding_idx - 1
     return limit
+
+
+def _one_scale_up_to(module: PreTrainedModel) -> float:
+    """The longest batch in which all positions are scaled alike; infinite for most models.
+
+    Models with LongRoPE take other frequencies for the whole batch when its longest text is longer
+    than that. Source: transformers' modeling_rope_utils.longrope_frequency_update.
+    """
+    lengths = [math.inf]
+    for child in module.modules():
+        if "longrope" in str(getattr(child, "rope_type", "")):
+            scaling = str(child.config.rope_parameters)
+            found = re.findall(r"'original_max_position_embeddings': (\d+)", scaling)
+            lengths += map(int, found)
+    return min(lengths)
 
 
 def _check_max_length(checkpoint: Checkpoint, config: ModelConfig, positions: int | None) -> None:

@@ -3,7 +3,8 @@
 A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, shared prefixes
 once (`rayreward.flat`); where a trial at load finds that it gives what transformers' own forward
 gives. *Padded*: transformers' own forward, padded on the right; for everything else.
-*Single*: the same with one text in a batch, for who would rather wait than see a bit move.
+*Single*: the same with one text in a batch, for who would rather wait than see a bit move, and where
+a longer neighbour would change a text's positions.
 Knows transformers and torch devices; does not know text, files or Ray.
 """
 
@@ -75,8 +76,11 @@ class RewardModel:
         return self.layout == "flat" and self._causal
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every live weight and buffer of head and body with its name, sorted by name."""
-        body = dict(self._module.state_dict())
+        """Every live weight and buffer of head and body with its name, sorted by name.
+
+        Buffers that a checkpoint does not store, such as rotary frequencies, are among them.
+        """
+        body = {**dict(self._module.named_buffers()), **self._module.state_dict()}
         yield from sorted({**body, **self.head.tensors}.items())
 
     @torch.inference_mode()

@@ -156,12 +156,13 @@ class Scorer:
         return reward_columns(row_format.kind, outcomes)
 
     def prove(self) -> Proof:
-        """Hashes the live weights and scores the probe."""
+        """Scores the probe and hashes the live weights."""
+        probe = self._probe()  # first: a long text may leave rotary frequencies in a buffer
         head = self._model.head.tensors
         return Proof(
             head=hash_tensors(head.items()),
             body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
-            probe=self._probe(),
+            probe=probe,
         )
 
     def fingerprint(self) -> Fingerprint:

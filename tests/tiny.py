@@ -162,13 +162,14 @@ def make_checkpoint(
     num_labels: int = 1,
     dtype: torch.dtype = torch.float32,
     weights_seed: int = 1,
-    shape: dict[str, int] | None = None,
+    shape: dict[str, Any] | None = None,
     **tokenizer: bool,
 ) -> Path:
     """Writes a checkpoint: headless as a language model is, or with a trained-looking head."""
     config = CONFIGS[architecture]()
     if shape is not None:
-        config = type(config)(**{**config.to_dict(), "head_dim": None, **shape})
+        kept = {name: value for name, value in config.to_dict().items() if name != "head_dim"}
+        config = type(config)(**{**kept, **shape})
     auto: Any = AutoModelForMaskedLM if architecture in ENCODERS else AutoModelForCausalLM
     if head:
         config.num_labels = num_labels

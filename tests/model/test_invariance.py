@@ -77,3 +77,24 @@ def test_g3_insisted_on_and_impossible_is_refused(
     )
     with pytest.raises(ModelError, match="change on this hardware in a crowd and in another order"):
         scorer(tmp_path, batch_invariant=True)
+
+
+def test_g3_holds_where_a_longer_neighbour_would_change_a_texts_positions(tmp_path: Path) -> None:
+    """LongRoPE takes other frequencies for a whole batch when its longest text is long enough."""
+    from transformers import Phi3Config
+
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    rope["original_max_position_embeddings"] = 128
+    shape = {"rope_parameters": rope, "original_max_position_embeddings": 128}
+    make_checkpoint(tmp_path, "phi3", shape=shape)
+    assert Phi3Config.from_pretrained(tmp_path).rope_parameters["rope_type"] == "longrope"
+    config = ModelConfig(model=str(tmp_path), seed=42)
+    subject, short, long = Scorer.load(config), Text("", "short"), Text("", "7" * 150)
+    before = subject.fingerprint()
+    assert (before.layout, before.batch_invariant) == ("single", "holds")
+    expected = values(subject.score([short]))
+    assert values(subject.score([short, long]))[:1] == expected
+    assert subject.fingerprint() == before
+    within = ModelConfig(model=str(tmp_path), seed=42, max_length=128)
+    assert Scorer.load(within).fingerprint().layout == "flat"

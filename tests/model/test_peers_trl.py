@@ -157,9 +157,10 @@ def assert_scores_as_evaluated(theirs: Any, scorer: Scorer, rows: list[dict[str,
 def test_g1_seeded_model_equals_reward_trainers_bit_for_bit(
     tmp_path: Path, architecture: str, seed: int
 ) -> None:
-    """G1, bitwise: every tensor of head and body."""
+    """G1, bitwise: every tensor of head and body, buffers that are not stored among them."""
     path = str(make_checkpoint(tmp_path / "model", architecture))
-    theirs = trainer(path, PLAIN, seed, tmp_path / "out").model.state_dict()
+    model = trainer(path, PLAIN, seed, tmp_path / "out").model
+    theirs = {**dict(model.named_buffers()), **model.state_dict()}
     ours = dict(Scorer.load(ModelConfig(model=path, seed=seed, dtype="float32"))._model.tensors())
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
