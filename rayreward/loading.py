@@ -233,7 +233,8 @@ def _one_scale_up_to(module: PreTrainedModel) -> float:
     lengths = [math.inf]
     for child in module.modules():
         if "longrope" in str(getattr(child, "rope_type", "")):
-            scaling = str(child.config.rope_parameters)
+            config: Any = child.config
+            scaling = str(config.rope_parameters)
             found = re.findall(r"'original_max_position_embeddings': (\d+)", scaling)
             lengths += map(int, found)
     return min(lengths)

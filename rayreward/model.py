@@ -3,8 +3,8 @@
 A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, shared prefixes
 once (`rayreward.flat`); where a trial at load finds that it gives what transformers' own forward
 gives. *Padded*: transformers' own forward, padded on the right; for everything else.
-*Single*: the same with one text in a batch, for who would rather wait than see a bit move, and where
-a longer neighbour would change a text's positions.
+*Single*: the same with one text in a batch, for who would rather wait than see a bit move, and
+where a longer neighbour would change a text's positions.
 Knows transformers and torch devices; does not know text, files or Ray.
 """
 
