@@ -42,6 +42,11 @@ BLOCK = 64
 last ones, enough for the kernel to be efficient."""
 _ROWS_MULTIPLE = 16
 
+_ONEDNN_LINEAR: Any = (
+    torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+)
+"""The operator that torch.compile takes for linear layers on a CPU."""
+
 Index = NDArray[np.int64]
 
 
@@ -156,7 +161,7 @@ def run(module: PreTrainedModel, stream: Stream) -> None:
     try:
         for config in configs:
             config._attn_implementation = ATTENTION
-        with _FirstTokens(stream):
+        with _OnStream(stream):
             module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
     finally:
         _current.reset(token)
@@ -166,12 +171,15 @@ def run(module: PreTrainedModel, stream: Stream) -> None:
         raise ValueError("the model never called the attention interface")
 
 
-class _FirstTokens(TorchFunctionMode):
-    """Inside, `hidden[:, 0]` gives the first token of every text: what encoders pool by.
+class _OnStream(TorchFunctionMode):
+    """Changes two functions while a model runs over a stream.
 
-    They take it for the first token of each row in a batch, be it in the body, in the head or
-    between the two; but the stream is one row. `(1, T, H)` becomes `(M, H)`, where M is the number
-    of texts filled up to a multiple of 16 by repeating the last one, as the stream is.
+    `F.linear` goes to oneDNN (`_linear`).
+
+    `hidden[:, 0]`, what encoders pool by, gives the first token of every text. They take it for the
+    first token of each row in a batch, be it in the body, in the head or between the two; but the
+    stream is one row. `(1, T, H)` becomes `(M, H)`, where M is the number of texts filled up to a
+    multiple of 16 by repeating the last one, as the stream is.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -188,6 +196,8 @@ class _FirstTokens(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is F.linear and _ONEDNN_LINEAR is not None:
+            return _linear(*args, **(kwargs or {}))
         if func is torch.Tensor.__getitem__:
             match args:
                 case (
@@ -196,6 +206,20 @@ class _FirstTokens(TorchFunctionMode):
                 ):
                     return hidden[(0, self._firsts, *rest)]
         return func(*args, **(kwargs or {}))
+
+
+def _linear(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`F.linear`, by oneDNN where torch would take MKL: in float32 on a CPU.
+
+    Faster there by a sixth to two fifths (2,048 rows, AVX-512), and as indifferent to the number of
+    rows. The weights stay as they are.
+    """
+    if rows.dtype is torch.float32 and rows.device.type == "cpu" and weight.dtype is rows.dtype:
+        product: torch.Tensor = _ONEDNN_LINEAR(rows, weight, bias, "none", [], "")
+        return product
+    return F.linear(rows, weight, bias)
 
 
 def _positions(text: Sequence[int], padding_idx: int | None) -> Sequence[int]:
