@@ -42,11 +42,13 @@ class Proof:
     Attributes:
         head: As in `Fingerprint`.
         body: As in `Fingerprint`.
+        derived: As in `Fingerprint`.
         probe: As in `Fingerprint`.
     """
 
     head: str
     body: str
+    derived: str
     probe: tuple[float | None, ...]
 
 
@@ -60,7 +62,7 @@ class Fingerprint:
     head: str
     """SHA-256 of the classification head."""
     body: str
-    """Integer hash of every other parameter and buffer."""
+    """Integer hash of every other parameter and stored buffer."""
     tokenizer: str
     chat_template: str | None
     head_origin: str
@@ -78,6 +80,8 @@ class Fingerprint:
     """`flat`, `padded` or `single` (`rayreward.model`)."""
     batch_invariant: str
     """G3 on this hardware: `holds`, `not tried`, or which change of company moved a bit."""
+    derived: str
+    """Integer hash of the buffers that are computed while loading, such as rotary frequencies."""
     probe: tuple[float | None, ...]
     """Rewards of a fixed set of texts (`rayreward.probe`), float32; null where there is none."""
     environment: Environment

@@ -76,12 +76,15 @@ class RewardModel:
         return self.layout == "flat" and self._causal
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every live weight and buffer of head and body with its name, sorted by name.
-
-        Buffers that a checkpoint does not store, such as rotary frequencies, are among them.
-        """
-        body = {**dict(self._module.named_buffers()), **self._module.state_dict()}
+        """Every live weight and stored buffer of head and body with its name, sorted by name."""
+        body = dict(self._module.state_dict())
         yield from sorted({**body, **self.head.tensors}.items())
+
+    def derived(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The live buffers that no checkpoint stores, rotary frequencies for one, by their names."""
+        stored = self._module.state_dict().keys()
+        buffers = dict(self._module.named_buffers())
+        yield from sorted((name, buffers[name]) for name in buffers.keys() - stored)
 
     @torch.inference_mode()
     def rewards(self, batch: Sequence[Group]) -> NDArray[np.float32]:

@@ -162,6 +162,7 @@ class Scorer:
         return Proof(
             head=hash_tensors(head.items()),
             body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
+            derived=hash_weights(self._model.derived()),
             probe=probe,
         )
 
@@ -185,6 +186,7 @@ class Scorer:
             attention=loaded.attention,
             layout=self._model.layout,
             batch_invariant=self._invariance,
+            derived=proof.derived,
             probe=proof.probe,
             environment=find_environment(self._model.device),
         )

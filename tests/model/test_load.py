@@ -52,7 +52,8 @@ def test_seeded_head_equals_transformers_bit_for_bit(
     path = make_checkpoint(tmp_path, architecture)
     theirs = reference(path, seed)
     expected = {**dict(theirs.named_buffers()), **theirs.state_dict()}
-    loaded = dict(load(path, seed=seed).tensors())
+    model = load(path, seed=seed)
+    loaded = {**dict(model.tensors()), **dict(model.derived())}
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 

@@ -161,7 +161,8 @@ def test_g1_seeded_model_equals_reward_trainers_bit_for_bit(
     path = str(make_checkpoint(tmp_path / "model", architecture))
     model = trainer(path, PLAIN, seed, tmp_path / "out").model
     theirs = {**dict(model.named_buffers()), **model.state_dict()}
-    ours = dict(Scorer.load(ModelConfig(model=path, seed=seed, dtype="float32"))._model.tensors())
+    subject = Scorer.load(ModelConfig(model=path, seed=seed, dtype="float32"))._model
+    ours = {**dict(subject.tensors()), **dict(subject.derived())}
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 

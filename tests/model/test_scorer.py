@@ -59,7 +59,7 @@ def test_score_looks_past_a_trailing_eos_that_is_padding(tmp_path: Path) -> None
     path = str(make_checkpoint(tmp_path))
     scorer = Scorer.load(ModelConfig(model=path, seed=42, pad_token="</s>"))
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
-    model.load_state_dict(dict(scorer._model.tensors()), strict=False)
+    model.load_state_dict(dict(scorer._model.tensors()))
     ids = AutoTokenizer.from_pretrained(path)("fine weather", return_tensors="pt")
     with torch.no_grad():
         expected = model(**ids).logits.item()

@@ -37,10 +37,11 @@ HELD = Fingerprint(
     layout="flat",
     share_prefixes=True,
     batch_invariant="holds",
+    derived="5" * 64,
     probe=(0.5, -0.25, None),
     environment=MACHINE,
 )
-COMPUTED_FIELDS = ["max_batch_tokens", "attention", "layout", "batch_invariant", "probe"]
+COMPUTED_FIELDS = ["max_batch_tokens", "attention", "layout", "batch_invariant", "derived", "probe"]
 MODEL_FIELDS = [
     field.name
     for field in dataclasses.fields(Fingerprint)
@@ -151,9 +152,7 @@ def test_determinism_report_says_of_each_part_whether_actors_agree() -> None:
     odd = _held(head="f" * 64, probe=(), environment=_on(torch="3"))
     shown = str(compare({0: HELD, 1: HELD, 2: odd}))
     assert "model: head DIFFERS, body, tokenizer, chat_template, head_origin," in shown
-    assert (
-        "computed: max_batch_tokens, attention, layout, batch_invariant, probe DIFFERS\n" in shown
-    )
+    assert "batch_invariant, derived, probe DIFFERS\n" in shown
     assert "environment: python, torch DIFFERS, transformers" in shown
     assert "neighbours: G3 holds" in shown
 

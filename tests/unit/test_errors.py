@@ -44,6 +44,7 @@ def _report() -> DeterminismReport:
             layout="flat",
             share_prefixes=True,
             batch_invariant="holds",
+            derived="d",
             probe=(0.5, None),
             environment=machine,
         )
