@@ -81,7 +81,7 @@ class RewardModel:
         yield from sorted({**body, **self.head.tensors}.items())
 
     def derived(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The live buffers that no checkpoint stores, rotary frequencies for one, by their names."""
+        """The live buffers that no checkpoint stores, such as rotary frequencies, by name."""
         stored = self._module.state_dict().keys()
         buffers = dict(self._module.named_buffers())
         yield from sorted((name, buffers[name]) for name in buffers.keys() - stored)
