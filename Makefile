@@ -11,7 +11,7 @@ help:
 	@echo "make demo   score the example dataset with a 135M model (sets up .venv)"
 	@echo "make test   run the tests"
 	@echo "make check  run the gate: format, lint, types, layers, tests"
-	@echo "make bench  score 2,312 real pairs and time it"
+	@echo "make bench  RayReward against its peers, and the dispatcher at scale"
 	@echo "make clean  remove .venv and build/"
 
 demo: .venv/demo
@@ -26,7 +26,8 @@ check: .venv/dev
 	scripts/check
 
 bench: .venv/dev
-	$(BIN)/python benchmarks/hh.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/scale.py
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -65,7 +66,7 @@ class PrintFingerprint:
 class Verify:
     """Check a finished output: its files, rows and model, and a sample of rewards, bit for bit."""
 
-    output: tyro.conf.Positional[str]
+    output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """The output directory."""
 
     sample: int = 256
