@@ -1,0 +1,79 @@
+"""What G1 and G3 cost: looking at the weights, trying G3 at load, and each layout on the same rows.
+
+    python benchmarks/guarantees.py
+
+Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: 12 of the example pairs. Prints
+and writes JSON. The layouts take turns, so that a machine that slows down slows all of them down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hh import cpu_name
+from peers import ROOT, pairs
+
+from rayreward import ModelConfig, PoolConfig, Scorer
+from rayreward.invariance import find_dependence
+from rayreward.types import Text
+
+PASSES = 3
+
+
+def timed(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    model = subprocess.check_output([sys.executable, ROOT / "examples/smollm2.py"], text=True)
+    runs = [measure(model.strip(), dtype) for dtype in ("float32", "bfloat16")]
+    result = {
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "torch": torch.__version__,
+        "runs": runs,
+    }
+    path = Path(__file__).parent / "results" / "guarantees.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def measure(model: str, dtype: Any) -> dict[str, Any]:
+    scorer = Scorer.load(ModelConfig(model=model, seed=42, dtype=dtype))
+    look_s = statistics.median(timed(scorer.prove) for _ in range(PASSES))
+    trial_s = statistics.median(
+        timed(lambda: find_dependence(scorer._model)) for _ in range(PASSES)
+    )
+    layouts: dict[str, list[float]] = {"flat": [], "padded": [], "single": []}
+    for pass_ in range(PASSES):
+        groups = [[Text("", text) for text in group] for group in pairs(pass_)]
+        for layout, seconds in layouts.items():
+            scorer._model.layout = layout  # type: ignore[assignment]
+            seconds.append(timed(lambda groups=groups: scorer.score_groups(groups)))
+    share = PoolConfig().recheck_share
+    return {
+        "dtype": dtype,
+        "look_s": round(look_s, 3),
+        "looks_again_after_s": round(look_s / share),
+        "share_of_the_time": share,
+        "trial_of_g3_at_load_s": round(trial_s, 2),
+        "seconds_by_layout": {k: round(statistics.median(v), 2) for k, v in layouts.items()},
+        "times_flat": {
+            k: round(statistics.median(t / f for t, f in zip(v, layouts["flat"], strict=True)), 2)
+            for k, v in layouts.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
