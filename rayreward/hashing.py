@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     import torch
 
 _LANES = 2
 _CHUNK_WORDS = 16_384
-_CHUNKS_AT_ONCE = {"cpu": 1, "cuda": 1_024}
-"""On a CPU too few for torch to spread them over threads: waiting for one another on a busy machine
-costs far more than it gains. On a GPU enough to keep it busy, in a quarter of a gigabyte."""
+_CHUNKS_AT_ONCE = 16
+"""What fits a core's cache. On a GPU 64 times as many keep it busy."""
 
 
 def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -57,7 +59,7 @@ def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         _add(digest, _header(name, tensor))
-        _add(digest, _chunk_sums(tensor).cpu().numpy().tobytes())
+        _add(digest, _chunk_sums(tensor).tobytes())
     return digest.hexdigest()
 
 
@@ -87,22 +89,50 @@ def _add(digest: hashlib._Hash, content: bytes | memoryview) -> None:
     digest.update(content)
 
 
-def _chunk_sums(tensor: torch.Tensor) -> torch.Tensor:
-    """The sums of each chunk of a tensor, `(chunks, lanes)` int64."""
+def _chunk_sums(tensor: torch.Tensor) -> NDArray[np.int64]:
+    """The sums of each chunk of a tensor, `(chunks, lanes)`."""
+    words = _words(tensor)
+    if tensor.device.type == "cpu":
+        return _sums_on_host(words.numpy())
+    return _sums_on_device(words).cpu().numpy()
+
+
+def _sums_on_host(words: NDArray[np.int32]) -> NDArray[np.int64]:
+    """By NumPy, on one thread, in buffers that stay in the cache: five times as fast as torch."""
     import torch
 
-    keys = _keys(tensor.device)
-    sums = [torch.empty((0, _LANES), dtype=torch.int64, device=tensor.device)]
-    for chunks in _chunks(_words(tensor), _CHUNKS_AT_ONCE[tensor.device.type]):
+    keys = [key.numpy() for key in _keys(torch.device("cpu"))]
+    sums = [np.empty((0, _LANES), dtype=np.int64)]
+    wide, product = np.empty((2, _CHUNKS_AT_ONCE, _CHUNK_WORDS), dtype=np.int64)
+    for chunks in _chunks(words):
+        rows, columns = chunks.shape
+        np.copyto(wide[:rows, :columns], chunks)
+        lanes = []
+        for key in keys:
+            np.multiply(wide[:rows, :columns], key[:columns], out=product[:rows, :columns])
+            lanes.append(product[:rows, :columns].sum(axis=1))
+        sums.append(np.stack(lanes, axis=1))
+    return np.concatenate(sums)
+
+
+def _sums_on_device(words: torch.Tensor) -> torch.Tensor:
+    """By torch, in a quarter of a gigabyte of the device's memory."""
+    import torch
+
+    keys = _keys(words.device)
+    sums = [torch.empty((0, _LANES), dtype=torch.int64, device=words.device)]
+    for chunks in _chunks(words, at_once=64 * _CHUNKS_AT_ONCE):
         wide = chunks.long()
         sums.append(torch.stack([(wide * k[: wide.shape[1]]).sum(1) for k in keys], dim=1))
     return torch.cat(sums)
 
 
-def _chunks(words: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
+def _chunks(words: Any, at_once: int = _CHUNKS_AT_ONCE) -> Iterator[Any]:
     """Whole chunks, several at once, then what is left; each `(chunks, words)`."""
     whole = len(words) // _CHUNK_WORDS * _CHUNK_WORDS
-    yield from words[:whole].view(-1, _CHUNK_WORDS).split(at_once)
+    for start in range(0, whole, at_once * _CHUNK_WORDS):
+        end = min(start + at_once * _CHUNK_WORDS, whole)
+        yield words[start:end].reshape(-1, _CHUNK_WORDS)
     if whole < len(words):
         yield words[whole:][None]
 
@@ -121,7 +151,6 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _keys(device: torch.device) -> tuple[torch.Tensor, ...]:
-    import numpy as np
     import torch
 
     drawn = hashlib.shake_128(b"RayReward weights").digest(_LANES * _CHUNK_WORDS * 8)

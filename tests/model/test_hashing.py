@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rayreward.hashing import _CHUNK_WORDS, hash_tensors, hash_weights
+from rayreward.hashing import (
+    _CHUNK_WORDS,
+    _sums_on_device,
+    _sums_on_host,
+    hash_tensors,
+    hash_weights,
+)
 
 Hash = Callable[[list[tuple[str, torch.Tensor]]], str]
 
@@ -78,6 +84,13 @@ def test_views_hash_like_copies(hashed: Hash) -> None:
     odd = torch.arange(9, dtype=torch.uint8)[1:]
     assert hashed([("a", whole.t())]) == hashed([("a", whole.t().contiguous())])
     assert hashed([("a", odd)]) == hashed([("a", odd.clone())])
+
+
+def test_g1_host_and_device_sum_alike(hashed: Hash) -> None:
+    """The way of a GPU, gone on the CPU."""
+    for length in (0, 1, _CHUNK_WORDS, 40 * _CHUNK_WORDS + 5):
+        words = torch.randint(-(2**31), 2**31 - 1, (length,)).int()
+        assert (_sums_on_host(words.numpy()) == _sums_on_device(words).numpy()).all()
 
 
 def test_hash_is_frozen(hashed: Hash) -> None:
