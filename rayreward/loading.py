@@ -21,7 +21,7 @@ from rayreward.checkpoint import Checkpoint
 from rayreward.config import ModelConfig
 from rayreward.errors import ConfigError, ModelError
 from rayreward.head import is_head, seeded_draws
-from rayreward.model import HeadOrigin, Loaded, RewardModel
+from rayreward.model import HeadOrigin, Loaded, RewardModel, position_padding
 
 _LOADING = threading.Lock()
 """transformers patches functions of `torch.nn.init` while it loads: one load at a time."""
@@ -217,11 +217,8 @@ def _max_positions(module: PreTrainedModel) -> int | None:
     limit = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
-    for name, child in module.named_modules():
-        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
-            # RoBERTa and its kin start counting positions behind their padding index
-            return limit if child.padding_idx is None else limit - child.padding_idx - 1
-    return limit
+    padding = position_padding(module)  # positions are counted from behind it
+    return limit if padding is None else limit - padding - 1
 
 
 def _one_scale_up_to(module: PreTrainedModel) -> float:

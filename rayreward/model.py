@@ -63,7 +63,7 @@ class RewardModel:
         self.architecture = type(module).__name__
         self.vocabulary: int = module.config.get_text_config().vocab_size
         self._module = module
-        self._padding_idx = _position_padding(module)
+        self._padding_idx = position_padding(module)
         self._causal = True
         self.layout: Layout = "flat" if self._runs_flat() else "padded"
 
@@ -188,7 +188,7 @@ def trial_groups(model: RewardModel) -> list[Group]:
     ]
 
 
-def _position_padding(module: nn.Module) -> int | None:
+def position_padding(module: nn.Module) -> int | None:
     """The padding index of the position embeddings: null in all but RoBERTa and its kin."""
     for name, child in module.named_modules():
         if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
