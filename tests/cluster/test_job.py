@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -10,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from files import pairs, parts
 
 from rayreward import (
     DataError,
@@ -48,26 +47,6 @@ def run(ray_cluster: Any, tiny_model: str, tmp_path: Path) -> Run:
         return cli.main(["score", *arguments, *("--seed", "42"), *flags])
 
     return run
-
-
-def parts(output: Path) -> dict[str, str]:
-    """Each part's name and the hash of its bytes."""
-    return {
-        part.name: hashlib.sha256(part.read_bytes()).hexdigest()
-        for part in sorted(output.glob("part-*.parquet"))
-    }
-
-
-def pairs(path: Path, rows: int = 200, row_group_size: int = 60) -> Path:
-    table = pa.table(
-        {
-            "id": list(range(rows)),
-            "chosen": [f"good {n} " * (n % 9 + 1) for n in range(rows)],
-            "rejected": [f"bad {n} " * (n % 5 + 1) for n in range(rows)],
-        }
-    )
-    pq.write_table(table, path, row_group_size=row_group_size)
-    return path
 
 
 def test_every_example_format_is_scored(pool: RewardPool, examples: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -13,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import pairs, parts
 
 from rayreward import RewardPool
 from rayreward.dispatch import Dispatcher, Result, Task
@@ -29,26 +28,6 @@ RAYREWARD = str(Path(sys.executable).with_name("rayreward"))
 def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
     with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
         yield pool
-
-
-def parts(output: Path) -> dict[str, str]:
-    """Each part's name and the hash of its bytes."""
-    return {
-        part.name: hashlib.sha256(part.read_bytes()).hexdigest()
-        for part in sorted(output.glob("part-*.parquet"))
-    }
-
-
-def pairs(path: Path, rows: int = 200, row_group_size: int = 60) -> Path:
-    table = pa.table(
-        {
-            "id": list(range(rows)),
-            "chosen": [f"good {n} " * (n % 9 + 1) for n in range(rows)],
-            "rejected": [f"bad {n} " * (n % 5 + 1) for n in range(rows)],
-        }
-    )
-    pq.write_table(table, path, row_group_size=row_group_size)
-    return path
 
 
 def test_g2_same_bytes_for_any_number_of_actors_and_shards_in_flight(

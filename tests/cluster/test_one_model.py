@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import parts
 
 from rayreward import DeterminismError, RewardPool
 from rayreward.fleet import RayFleet
@@ -75,14 +75,6 @@ def other_seed_for(wrong: Callable[[int], bool]) -> Callable[[RayFleet, int], No
         fleet._args = (dataclasses.replace(config, seed=seed), *rest)  # type: ignore[assignment]
 
     return change
-
-
-def parts(output: Path) -> dict[str, str]:
-    """Each part's name and the hash of its bytes."""
-    return {
-        part.name: hashlib.sha256(part.read_bytes()).hexdigest()
-        for part in sorted(output.glob("part-*.parquet"))
-    }
 
 
 def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None:
