@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
+# and for Ray's workers, which import a test's module to find a function that it sends them
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
