@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayreward.allocator import keep_freed_memory
 from rayreward.columns import reward_schema, unreadable_columns
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError
@@ -100,6 +101,7 @@ class RewardActor:
         from rayreward.scorer import Scorer
 
         torch.set_num_threads(self._threads)
+        keep_freed_memory()
         # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
         self._scorer = Scorer.load(self._config, "cuda:0" if self._on_gpu else "cpu")
         if head is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from rayreward.flat import lay_out, run
-from rayreward.head import Head
+from rayreward.attention import Kernel
+from rayreward.flat import ROWS_MULTIPLE, lay_out, run
+from rayreward.head import Head, is_head
+from rayreward.packing import pack_linear_layers
 from rayreward.types import Group
 
 HeadOrigin = Literal["trained", "seeded"]
@@ -52,6 +55,7 @@ class RewardModel:
         architecture: The model's class.
         vocabulary: How many token ids there are.
         layout: How batches run.
+        stream_multiple: What a flat stream's tokens are filled up to a multiple of.
         head: The head, with its weights by name.
     """
 
@@ -65,7 +69,12 @@ class RewardModel:
         self._module = module
         self._padding_idx = position_padding(module)
         self._causal = True
+        self._kernel: Kernel = "blocks"
+        self.stream_multiple = ROWS_MULTIPLE
         self.layout: Layout = "flat" if self._runs_flat() else "padded"
+        if self.layout == "flat" and self.device.type == "cpu":
+            prefix = module.base_model_prefix
+            pack_linear_layers(module, lambda name: not is_head(name, prefix))
 
     @property
     def shares_prefixes(self) -> bool:
@@ -78,7 +87,8 @@ class RewardModel:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every live weight and stored buffer of head and body with its name, sorted by name."""
         body = dict(self._module.state_dict())
-        yield from sorted({**body, **self.head.tensors}.items())
+        for name, tensor in sorted({**body, **self.head.tensors}.items()):
+            yield name, tensor.to_dense() if tensor.is_mkldnn else tensor
 
     def derived(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The live buffers that no checkpoint stores, such as rotary frequencies, by name."""
@@ -106,8 +116,10 @@ class RewardModel:
             batch,
             self.pad_id,
             self.device,
+            kernel=self._kernel,
             causal=self._causal,
             padding_idx=self._padding_idx,
+            multiple=self.stream_multiple,
         )
         hidden = self.head.caught(lambda: run(self._module, stream))
         texts = [text for group in batch for text in group.texts]
@@ -135,29 +147,36 @@ class RewardModel:
     def _runs_flat(self) -> bool:
         """Whether the flat stream gives what transformers' own forward gives, one text at a time.
 
-        Tries attention as decoders have it, then as encoders do, and stays with what is right. Only
-        a trial can tell: some architectures pool in a way of their own, or mix tokens outside of
-        attention, and come out wrong without a word. The tolerance has to let bfloat16 pass; what
-        leaks from text to text moves bits when their order is turned round.
+        Tries each kernel, for attention as decoders have it and then as encoders do, and stays with
+        what is right. Only a trial can tell: some architectures pool in a way of their own, or mix
+        tokens outside of attention, and come out wrong without a word. The tolerance has to let
+        bfloat16 pass; what leaks from text to text moves bits when their order is turned round.
         """
-        if self.device.type != "cpu":
-            return False  # not measured on a GPU yet
         groups = trial_groups(self)
-        turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]
         own = [self._pooled_padded([Group((), (text,))])[0] for g in groups for text in g.texts]
         expected = torch.stack(own).float()
-        for causal in (True, False):
-            self._causal = causal
-            try:
-                ours = self._pooled_flat(groups).float()
-                again = self._pooled_flat(turned).float().flip(0)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                continue
-            if ours.shape == expected.shape and torch.equal(ours, again):
-                error = (ours - expected).norm(dim=1) / expected.norm(dim=1)
-                if (error <= _FLAT_TOLERANCE[self._module.dtype]).all():
-                    return True
+        for kernel, causal in product(self._kernels(), (True, False)):
+            self._kernel, self._causal = kernel, causal
+            if self._comes_close(groups, expected):
+                return True
         return False
+
+    def _kernels(self) -> tuple[Kernel, ...]:
+        """What could compute attention here, the fastest first."""
+        half = self._module.dtype in (torch.bfloat16, torch.float16)
+        return ("varlen", "blocks") if self.device.type == "cuda" and half else ("blocks",)
+
+    def _comes_close(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
+        turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]
+        try:
+            ours = self._pooled_flat(groups).float()
+            again = self._pooled_flat(turned).float().flip(0)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        if ours.shape != expected.shape or not torch.equal(ours, again):
+            return False
+        error = (ours - expected).norm(dim=1) / expected.norm(dim=1)
+        return bool((error <= _FLAT_TOLERANCE[self._module.dtype]).all())
 
     def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))

@@ -36,6 +36,8 @@ from transformers import (
     RobertaConfig,
 )
 
+from rayreward.packing import PackedLinear, packed
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
     "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
@@ -180,3 +182,10 @@ def make_checkpoint(
     torch.set_rng_state(state)
     make_tokenizer(**tokenizer).save_pretrained(directory)
     return directory
+
+
+def flip_one_bit(layer: PackedLinear) -> None:
+    """Flips the lowest bit of one weight of a loaded model's layer, where it is kept."""
+    weight = layer.weight.to_dense()
+    weight.view(torch.int32)[3, 5] ^= 1
+    layer.weight = packed(weight)

@@ -45,10 +45,9 @@ def flip_in_head(actor: Any) -> None:
 
 
 def flip_in_body(actor: Any) -> None:
-    import torch
+    from tiny import flip_one_bit
 
-    weight = actor._scorer._model._module.model.layers[1].mlp.down_proj.weight
-    weight.detach().view(torch.int32)[7, 5] ^= 1
+    flip_one_bit(actor._scorer._model._module.model.layers[1].mlp.down_proj)
 
 
 def start_with(

@@ -237,7 +237,7 @@ def test_lay_out_holds_each_shared_token_once() -> None:
 def test_lay_out_computes_each_token_once() -> None:
     prefix, a, b, c = texts(100, 60, 1, 200)
     stream = lay_out([Group(prefix, (a, b, ())), Group((), (c,))], 0, CPU)
-    places = torch.cat([blocks.places for blocks in stream.blocks]).tolist()
+    places = torch.cat([shape.places for shape in stream.attention.shapes]).tolist()
     assert sorted(places) == list(range(361))
 
 
@@ -250,12 +250,12 @@ def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> N
         list(range(64, 129)),
         list(range(129, 329)),
     ]
-    assert [tuple(blocks.queries.shape) for blocks in stream.blocks] == [
+    assert [tuple(shape.queries.shape) for shape in stream.attention.shapes] == [
         (1, 64),
         (1, 128),
         (1, 256),
     ]
-    for blocks, text in zip(stream.blocks, stream.texts, strict=True):
+    for blocks, text in zip(stream.attention.shapes, stream.texts, strict=True):
         assert torch.equal(blocks.queries, blocks.keys)
         assert blocks.keys[0].tolist() == [*text, *[text[-1]] * (blocks.keys.shape[1] - len(text))]
         assert blocks.places.tolist() == text.tolist()

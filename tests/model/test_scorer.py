@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from tiny import make_checkpoint
+from tiny import flip_one_bit, make_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from rayreward import ModelConfig, ModelError, Scorer
@@ -114,8 +114,7 @@ def test_fingerprint_names_what_is_held(scorer: Scorer, tiny_model: str) -> None
 def test_fingerprint_sees_one_flipped_bit_in_the_body(tmp_path: Path) -> None:
     scorer = Scorer.load(ModelConfig(model=str(make_checkpoint(tmp_path)), seed=1))
     before = scorer.fingerprint()
-    weights = dict(scorer._model.tensors())["model.layers.1.mlp.down_proj.weight"]
-    weights.view(torch.int32)[3, 5] ^= 1
+    flip_one_bit(scorer._model._module.model.layers[1].mlp.down_proj)
     after = scorer.fingerprint()
     assert after.body != before.body
     assert after.head == before.head

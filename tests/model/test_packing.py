@@ -1,0 +1,84 @@
+"""packing: oneDNN's order of the weights, the same products and the same hash, held once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_checkpoint
+from torch import nn
+
+from rayreward import ModelConfig, Scorer
+from rayreward.packing import PackedLinear, can_pack, pack_linear_layers
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.float32), reason="no oneDNN here: weights stay in plain order"
+)
+
+SHAPES = [(576, 576), (192, 576), (1536, 576), (31, 65), (1, 7), (4096, 64)]
+
+
+def dtypes() -> list[torch.dtype]:
+    return [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_layer_gives_back_its_weights_and_close_products(
+    shape: tuple[int, int], bias: bool
+) -> None:
+    for dtype in dtypes():
+        torch.manual_seed(0)
+        linear = nn.Linear(shape[1], shape[0], bias=bias, dtype=dtype).requires_grad_(False)
+        layer = PackedLinear(linear)
+        assert torch.equal(layer.weight.to_dense(), linear.weight)
+        rows = torch.randn(1, 48, shape[1], dtype=dtype)
+        found, expected = layer(rows), linear(rows)
+        assert found.shape == expected.shape
+        assert found.dtype is dtype
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_g3_rows_keep_their_bits_in_any_number(shape: tuple[int, int], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype in dtypes():
+            torch.manual_seed(0)
+            layer = PackedLinear(nn.Linear(shape[1], shape[0], dtype=dtype).requires_grad_(False))
+            rows = torch.randn(2_048, shape[1], dtype=dtype)
+            expected = layer(rows)
+            for start, end in ((0, 16), (16, 48), (512, 768), (1_024, 2_048), (2_032, 2_048)):
+                assert torch.equal(layer(rows[start:end].clone()), expected[start:end])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
+    shared = nn.Linear(8, 8)
+    module = nn.ModuleDict({"a": shared, "b": nn.ModuleList([shared, nn.Linear(8, 1)])})
+    module.requires_grad_(False)
+    pack_linear_layers(module, lambda name: name != "b.1")
+    assert isinstance(module["a"], PackedLinear)
+    assert module["a"] is module["b"][0]
+    assert type(module["b"][1]) is nn.Linear
+    assert shared.weight is None  # freed, and not held twice
+
+
+def test_g1_packed_weights_have_the_hash_of_the_files(tmp_path: Path) -> None:
+    """What is hashed is what rewards are computed from, by name, shape, dtype and bits."""
+    from safetensors.torch import load_file
+
+    from rayreward.hashing import hash_weights
+
+    path = make_checkpoint(tmp_path, head=True)
+    scorer = Scorer.load(ModelConfig(model=str(path)))
+    layer = scorer._model._module.model.layers[0].mlp.up_proj
+    assert isinstance(layer, PackedLinear)
+    stored = load_file(path / "model.safetensors")
+    head = stored.pop("score.weight")
+    assert scorer.fingerprint().body == hash_weights(stored.items())
+    assert torch.equal(scorer._model.head.tensors["score.weight"], head)
