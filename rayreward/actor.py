@@ -5,10 +5,13 @@ An actor knows nothing of other actors, of plans or of the output beyond its own
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,6 +24,7 @@ from rayreward.config import ModelConfig
 from rayreward.errors import DataError
 from rayreward.fingerprint import Fingerprint, Proof
 from rayreward.formats import Damaged
+from rayreward.meter import ModelTime
 from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
 from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
@@ -58,17 +62,27 @@ class Birth:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """The value of a call, and what the actor held after it, where it was time to look."""
+    """The value of a call, and what the actor held after it, where it was time to look.
+
+    Attributes:
+        value: What the method returned.
+        done_s: When it did, by a clock of the actor's own.
+        proof: What the actor held, or null.
+        looked_s: When it looked, by the same clock: what was done by then is proven.
+    """
 
     value: Any
-    proof: Proof | None
+    done_s: float
+    proof: Proof | None = None
+    looked_s: float = -math.inf
 
 
 class RewardActor:
     """Holds one reward model. Made a Ray actor by `rayreward.fleet`.
 
     The constructor does nothing, so that an actor which has found its place can be told from one
-    whose model is being loaded.
+    whose model is being loaded. Calls come on several threads: while the model works for one, the
+    next one's rows are read and tokenized and the last one's file is written.
     """
 
     def __init__(
@@ -79,6 +93,7 @@ class RewardActor:
         self._on_gpu = on_gpu
         self._recheck = Recheck(recheck_share)
         self._scorer: Scorer | None = None
+        self._looking = threading.Lock()
         # Threads that spin while they wait take the cores from those that they wait for: a model on
         # two threads ran ten times slower beside another busy process. Read when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -110,13 +125,12 @@ class RewardActor:
 
     def fingerprint(self) -> Fingerprint:
         """Hashes the weights as they are now, scores the probe, and says where it did so."""
-        with self._recheck.look():
+        with self._loaded.turn, self._recheck.look():
             return self._loaded.fingerprint()
 
     def prove(self) -> Proof:
         """The part of the fingerprint that could have changed since."""
-        with self._recheck.look():
-            return self._loaded.prove()
+        return self._look()[0]
 
     def head_state(self) -> HeadState:
         """The head's weights by name."""
@@ -129,10 +143,13 @@ class RewardActor:
 
     def work(self, method: str, *args: Any) -> Worked:
         """Calls one of the other methods, then looks at the weights if it is time to."""
+        if method == "prove":
+            proof, looked_s = self._look()
+            return Worked(proof, looked_s, proof, looked_s)
         value = getattr(self, method)(*args)
-        if isinstance(value, Proof):
-            return Worked(value, value)
-        return Worked(value, self.prove() if self._recheck.due else None)
+        done_s = time.monotonic()
+        with self._looking:  # of two that find it due, one looks
+            return Worked(value, done_s, *(self._look() if self._recheck.due else ()))
 
     def score_batch(self, batch: Batch) -> NDArray[np.float32]:
         """Scores rows that get one reward each.
@@ -182,9 +199,10 @@ class RewardActor:
             DataError: The input has changed since it was planned, or can't be read here.
             OutputError: The attempt can't be written.
         """
+        time_spent = ModelTime()
         try:
             rows = read_shard(shard, context.schema)
-            added = self.score_table(rows, context.row_format)
+            added = self._loaded.score_table(rows, context.row_format, time_spent)
         except Damaged as error:
             nulls = [pa.array([None] * shard.rows, field.type) for field in context.schema]
             rows = pa.table(nulls, names=context.schema.names)
@@ -193,7 +211,8 @@ class RewardActor:
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)
         result = pa.table([*rows.columns, *added.columns], schema=schema)
         path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")
-        return write_attempt(path, shard.index, result, tally_columns(kind, added))
+        attempt = write_attempt(path, shard.index, result, tally_columns(kind, added))
+        return replace(attempt, time_spent=time_spent)
 
     def _score_single_table(self, table: pa.Table) -> NDArray[np.float32]:
         row_format = check_schema(table.schema)
@@ -204,6 +223,11 @@ class RewardActor:
             )
         rewards = self._loaded.score_table(table, row_format)["reward"]
         return np.array(rewards.to_pylist(), dtype=np.float32)  # None becomes NaN
+
+    def _look(self) -> tuple[Proof, float]:
+        with self._loaded.turn, self._recheck.look():
+            looked_s = time.monotonic()
+            return self._loaded.prove(), looked_s
 
     def _birth(self) -> Birth:
         import ray

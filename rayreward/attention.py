@@ -175,18 +175,16 @@ def _cut_into_blocks(
             block = (padded[begin:], padded, len(text), rows - begin, text[rows])
             by_range.setdefault((begin, end), []).append(block)
 
-    def on_device(index: Index) -> torch.Tensor:
-        return torch.from_numpy(index).to(device)
-
     return tuple(
         Shape(
-            queries=on_device(np.stack([queries for queries, *_ in blocks])),
-            keys=on_device(np.stack([keys for _, keys, *_ in blocks])),
-            lengths=on_device(np.array([length for _, _, length, *_ in blocks])),
+            queries=on_device(device, np.stack([queries for queries, *_ in blocks])),
+            keys=on_device(device, np.stack([keys for _, keys, *_ in blocks])),
+            lengths=on_device(device, np.array([length for _, _, length, *_ in blocks])),
             rows=on_device(
-                np.concatenate([r + i * (end - begin) for i, (*_, r, _) in enumerate(blocks)])
+                device,
+                np.concatenate([r + i * (end - begin) for i, (*_, r, _) in enumerate(blocks)]),
             ),
-            places=on_device(np.concatenate([places for *_, places in blocks])),
+            places=on_device(device, np.concatenate([places for *_, places in blocks])),
         )
         for (begin, end), blocks in sorted(by_range.items())
     )
@@ -260,6 +258,14 @@ def _hiding(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return zeros.masked_fill(~seen, float("-inf"))
 
 
+def on_device(device: torch.device, values: NDArray[Any]) -> torch.Tensor:
+    """Copies numbers to a device, without waiting for what a GPU is still doing."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Spans:
     """Attention by torch's variable-length kernel, for GPUs. Implements `Attention`.
 
@@ -279,11 +285,11 @@ class Spans:
         owned = zip(texts, owned_from, strict=True)
         spans = [(text[first:], text) for text, first in owned if len(text) > first]
         query_lengths, key_lengths = ([len(s[i]) for s in spans] for i in (0, 1))
-        self._places = _on(device, np.concatenate([queries for queries, _ in spans]))
-        self._keys = _on(device, np.concatenate([keys for _, keys in spans]))
+        self._places = on_device(device, np.concatenate([queries for queries, _ in spans]))
+        self._keys = on_device(device, np.concatenate([keys for _, keys in spans]))
         self._lengths: dict[str, Any] = {
-            "cu_seq_q": _on(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
-            "cu_seq_k": _on(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
+            "cu_seq_q": on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
+            "cu_seq_k": on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
             "max_q": max(query_lengths),
             "max_k": max(key_lengths),
         }
@@ -321,7 +327,3 @@ def _varlen_options() -> dict[str, Any]:
     """
     known = inspect.signature(varlen_attn).parameters
     return {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in known}
-
-
-def _on(device: torch.device, index: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(index).to(device)

@@ -70,12 +70,22 @@ class Lost:
 class Done:
     """A task has its result.
 
-    `proof`, where there is one, says what the actor held after that; else it has not looked.
+    `proof`, where there is one, says what the actor held after that; else it has not looked. It
+    proves what the same actor had done by `looked_s`, which may leave out what it did beside.
+
+    Attributes:
+        ticket: From `Fleet.submit`.
+        value: What the method returned.
+        proof: What the gate can confirm, or null.
+        done_s: When the task was done, by the actor's clock.
+        looked_s: When the actor looked, by the same clock.
     """
 
     ticket: Any
     value: Any
     proof: Any = None
+    done_s: float = 0.0
+    looked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +191,7 @@ class Dispatcher:
         self._refusals: Counter[int] = Counter()
         self._handed_out: dict[int, OrderedDict[Any, Task]] = {}
         self._holder: dict[Any, int] = {}
-        self._unproven: dict[int, list[Result]] = {}
+        self._unproven: dict[int, list[tuple[float, Result]]] = {}
         self._insist = False
         self._again: deque[Task] = deque()
         self._deaths: Counter[int] = Counter()
@@ -376,7 +386,7 @@ class Dispatcher:
     def _take_out(self, actor: int) -> list[Result]:
         """Strikes an actor off; what it was doing and what is not proven is to be done again."""
         del self.births[actor]
-        void = [Result(r.task, r.value, proven=False) for r in self._unproven.pop(actor)]
+        void = [Result(r.task, r.value, proven=False) for _, r in self._unproven.pop(actor)]
         handed_out = self._handed_out.pop(actor)
         for ticket in handed_out:
             del self._holder[ticket]
@@ -421,16 +431,17 @@ class Dispatcher:
         """Takes a result; where a proof came with it, settles all that waited for one."""
         actor, task = self._take_back(event.ticket)
         results = [] if task.method == _PROVE else [Result(task, event.value)]
-        unproven = self._unproven[actor]
-        unproven += results
+        waiting = self._unproven[actor] + [(event.done_s, result) for result in results]
+        self._unproven[actor] = waiting
         if event.proof is None:
             return results
         try:
             self._gate.confirm(actor, event.proof)
         except DeterminismError as error:
             return [*results, *self.quarantine(actor, error)]
-        self._unproven[actor] = []
-        return [*results, *(Result(r.task, r.value, proven=True) for r in unproven)]
+        self._unproven[actor] = [(at, r) for at, r in waiting if at > event.looked_s]
+        proven = (r for at, r in waiting if at <= event.looked_s)
+        return [*results, *(Result(r.task, r.value, proven=True) for r in proven)]
 
     def _bury(self, event: Lost) -> list[Result]:
         """Replaces a dead actor."""

@@ -25,7 +25,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from rayreward.attention import Attention, Index, Kernel, Score, make_attention
+from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
 from rayreward.types import Group
 
 ATTENTION = "rayreward_flat"
@@ -101,8 +101,8 @@ def lay_out(
             positions.extend(_positions(text, padding_idx)[shared:])
     filling = -len(ids) % multiple
     return Stream(
-        ids=torch.tensor([ids + [fill_id] * filling], device=device),
-        positions=torch.tensor([positions + [0] * filling], device=device),
+        ids=on_device(device, np.array([ids + [fill_id] * filling])),
+        positions=on_device(device, np.array([positions + [0] * filling])),
         texts=tuple(texts),
         attention=make_attention(kernel, texts, owned_from, device, causal=causal),
     )
@@ -144,7 +144,7 @@ class _OnStream(TorchFunctionMode):
         super().__init__()
         firsts = np.array([text[0] for text in stream.texts])
         firsts = np.pad(firsts, (0, -len(firsts) % ROWS_MULTIPLE), mode="edge")
-        self._firsts = torch.from_numpy(firsts).to(stream.ids.device)
+        self._firsts = on_device(stream.ids.device, firsts)
         self._tokens = stream.ids.shape[1]
 
     def __torch_function__(

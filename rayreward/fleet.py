@@ -84,6 +84,7 @@ class RayFleet:
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,  # replaced by the dispatcher, which checks the replacement first
             "max_task_retries": 0,
+            "max_concurrency": pool.tasks_per_actor,
         }
         self.handles: dict[int, Any] = {}
         self.head: HeadState | None = None
@@ -146,7 +147,7 @@ class RayFleet:
             yield Born(actor, value)
         elif isinstance(value, Worked):
             del self._running[ref]
-            yield Done(ref, value.value, value.proof)
+            yield Done(ref, value.value, value.proof, value.done_s, value.looked_s)
 
     def _failed(self, ref: Ref, error: BaseException) -> Iterator[Event]:
         if ref in self._loading:

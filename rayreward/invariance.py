@@ -13,8 +13,11 @@ from rayreward.model import RewardModel, trial_groups
 from rayreward.types import Group
 
 
-def settle_invariance(model: RewardModel, config: ModelConfig) -> str:
-    """Tries G3, and takes the layout that keeps it where the settings insist on it.
+def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens: int) -> str:
+    """Tries G3, and takes what keeps it where the settings insist on it.
+
+    That is a flat stream that always has the same number of tokens, so that no kernel ever sees
+    another shape, or else one text at a time.
 
     Returns:
         The verdict, in words.
@@ -25,6 +28,9 @@ def settle_invariance(model: RewardModel, config: ModelConfig) -> str:
     if config.batch_invariant is False:
         return "not tried"
     moved_by = find_dependence(model)
+    if moved_by and config.batch_invariant is True and model.layout == "flat":
+        model.stream_multiple = max_batch_tokens
+        moved_by = find_dependence(model)
     if moved_by and config.batch_invariant is True:
         model.layout = "single"
         moved_by = find_dependence(model)

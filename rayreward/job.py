@@ -23,6 +23,7 @@ from rayreward.config import JobConfig, ModelConfig
 from rayreward.dispatch import Dispatcher, Task
 from rayreward.errors import DataError, OutputError
 from rayreward.fingerprint import Fingerprint
+from rayreward.meter import ModelTime
 from rayreward.progress import Progress
 from rayreward.report import JobReport
 from rayreward.shards import Plan, plan_dataset
@@ -99,7 +100,7 @@ def run_job(
     provenance = make_provenance(job.model, fingerprint)
     before = sum((part.tally for part in job.output.parts), Tally())
     started, start = time.time(), time.monotonic()
-    _score_missing(job, dispatcher, provenance, before, prove)
+    time_spent = _score_missing(job, dispatcher, provenance, before, prove)
     report = JobReport(
         output=str(job.output.path),
         tally=sum((part.tally for part in job.output.parts), Tally()),
@@ -110,6 +111,7 @@ def run_job(
         rows_before=before.rows,
         tokens_before=before.tokens,
         max_failed_rows=job.config.max_failed_rows,
+        busy_share=time_spent.busy_share(len(dispatcher.actors)),
     )
     if not job.output.finished:
         job.output.finish(_manifest(job, report, started))
@@ -201,7 +203,7 @@ def _score_missing(
     provenance: dict[str, Any],
     before: Tally,
     prove: bool,
-) -> None:
+) -> ModelTime:
     done = {part.shard for part in job.output.parts}
     missing = [shard for shard in job.plan.shards if shard.index not in done]
     context = ShardContext(
@@ -217,11 +219,13 @@ def _score_missing(
         )
         for shard in missing
     )
+    time_spent = ModelTime()
     progress = Progress(job.plan.rows, before.rows, style=job.config.progress)
     try:
         for result in dispatcher.run(tasks, prove=prove):
             attempt: Attempt = result.value
             if result.proven is None:
+                time_spent += attempt.time_spent
                 progress.add(attempt.tally.rows, attempt.tally.tokens)
             if result.proven is False:
                 progress.add(-attempt.tally.rows, -attempt.tally.tokens)
@@ -230,6 +234,7 @@ def _score_missing(
                 job.output.promote(attempt)
     finally:
         progress.close()
+    return time_spent
 
 
 def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, Any]:
@@ -245,6 +250,7 @@ def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, 
         "quarantined": list(report.quarantined),
         "started_unix_s": started,
         "elapsed_s": report.elapsed_s,
+        "busy_share": report.busy_share,
         "parts": [
             {
                 "name": part.name,

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from rayreward.attention import Kernel
+from rayreward.attention import Kernel, on_device
 from rayreward.flat import ROWS_MULTIPLE, lay_out, run
 from rayreward.head import Head, is_head
 from rayreward.packing import pack_linear_layers
@@ -97,18 +96,18 @@ class RewardModel:
         yield from sorted((name, buffers[name]) for name in buffers.keys() - stored)
 
     @torch.inference_mode()
-    def rewards(self, batch: Sequence[Group]) -> NDArray[np.float32]:
-        """Scores one batch, all of it at once.
+    def rewards(self, batch: Sequence[Group]) -> torch.Tensor:
+        """Scores one batch, all of it at once. Does not wait for a GPU to be done with it.
 
         Args:
             batch: Groups with N texts in all, each text of at least one token.
 
         Returns:
-            `(N,)` float32, in the batch's order. NaN and infinities are passed on as they are.
+            `(N,)` float32 on the model's device, in the batch's order. NaN and infinities are
+            passed on as they are.
         """
         pooled = self._pooled_flat if self.layout == "flat" else self._pooled_padded
-        result: NDArray[np.float32] = self.head.rewards(pooled(batch)).cpu().numpy()
-        return result
+        return self.head.rewards(pooled(batch))
 
     def _pooled_flat(self, batch: Sequence[Group]) -> torch.Tensor:
         """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
@@ -126,10 +125,10 @@ class RewardModel:
         if hidden.dim() == 2:  # an encoder has pooled already
             return hidden[: len(texts)]
         last = [
-            int(places[pooled_position(text, self.pad_id)])
+            places[pooled_position(text, self.pad_id)]
             for places, text in zip(stream.texts, texts, strict=True)
         ]
-        return hidden[0, last]
+        return hidden[0, on_device(self.device, np.array(last))]
 
     def _pooled_padded(self, batch: Sequence[Group]) -> torch.Tensor:
         """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
@@ -140,8 +139,9 @@ class RewardModel:
         )
         if hidden.dim() == 2:  # an encoder has pooled already
             return hidden
-        last = torch.tensor([pooled_position(text, self.pad_id) for text in texts])
-        return hidden[torch.arange(len(texts)), last]
+        last = np.array([pooled_position(text, self.pad_id) for text in texts])
+        rows = torch.arange(len(texts), device=self.device)
+        return hidden[rows, on_device(self.device, last)]
 
     @torch.inference_mode()
     def _runs_flat(self) -> bool:
@@ -185,7 +185,7 @@ class RewardModel:
         for row, sequence in enumerate(batch):
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        return on_device(self.device, ids), on_device(self.device, mask)
 
     def _no_cache(self) -> dict[str, Any]:
         """Keeps decoders from building a key-value cache that nobody reads."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rayreward.types import Group
 
@@ -19,7 +17,8 @@ _logger = logging.getLogger("rayreward")
 _CALM_BATCHES = 32
 """Batches without trouble after which larger ones are tried again."""
 
-Rewards = Callable[[Sequence[Group]], NDArray[np.float32]]
+Parts = list[torch.Tensor | None]
+"""The rewards of a batch, part by part; null for a part of one text that does not fit."""
 
 
 class Halving:
@@ -28,32 +27,28 @@ class Halving:
     Where G3 holds, the parts give the bits that the whole would have given.
     """
 
-    def __init__(self, rewards: Rewards) -> None:
+    def __init__(self, rewards: Callable[[Sequence[Group]], torch.Tensor]) -> None:
         """
         Args:
-            rewards: Groups with N texts in all → `(N,)`.
+            rewards: Groups with N texts in all → `(N,)`, on any device.
         """
         self._rewards = rewards
         self._parts = 1
         self._calm = 0
 
-    def __call__(self, batch: Sequence[Group]) -> list[float | None]:
-        """Scores a batch.
-
-        Returns:
-            A reward for each of its texts, in order; null for one that does not fit even alone.
-        """
+    def __call__(self, batch: Sequence[Group]) -> Parts:
+        """Scores a batch. Does not wait for a GPU to be done with it; `read` does."""
         self._calm += 1
         if self._parts > 1 and self._calm > _CALM_BATCHES:
             self._parts, self._calm = self._parts // 2, 0
         parts = [batch]
         while len(parts) < self._parts and any(_texts(part) > 1 for part in parts):
             parts = [half for part in parts for half in _halves(part)]
-        return [reward for part in parts for reward in self._score(part, len(parts))]
+        return [rewards for part in parts for rewards in self._score(part, len(parts))]
 
-    def _score(self, part: Sequence[Group], of: int) -> list[float | None]:
+    def _score(self, part: Sequence[Group], of: int) -> Parts:
         try:
-            return list(self._rewards(part).tolist())
+            return [self._rewards(part)]
         except torch.OutOfMemoryError as error:
             message = str(error).splitlines()[0]
         # outside of the handler, whose traceback would keep the tensors alive
@@ -65,7 +60,15 @@ class Halving:
             return [None]
         _logger.warning("out of memory with %d texts; going on with half: %s", texts, message)
         self._parts, self._calm = max(self._parts, of * 2), 0
-        return [reward for half in _halves(part) for reward in self._score(half, of * 2)]
+        return [rewards for half in _halves(part) for rewards in self._score(half, of * 2)]
+
+
+def read(parts: Parts) -> list[float | None]:
+    """A reward for each text of a batch, in order; null for one that does not fit even alone."""
+    found: list[float | None] = []
+    for rewards in parts:
+        found += [None] if rewards is None else rewards.tolist()
+    return found
 
 
 def _texts(part: Sequence[Group]) -> int:

@@ -26,6 +26,8 @@ class JobReport:
         rows_before: Rows that an earlier run had done.
         tokens_before: Tokens that an earlier run had scored.
         max_failed_rows: Rows without a reward that were declared fine.
+        busy_share: Share of the time between the first and the last batch of this run in which the
+            models worked; null where nothing was scored.
     """
 
     output: str
@@ -37,6 +39,7 @@ class JobReport:
     tokens_before: int
     max_failed_rows: int
     quarantined: tuple[str, ...] = ()
+    busy_share: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -71,6 +74,7 @@ class JobReport:
                 "actors",
                 f"{self.actors} on {self.provenance['fingerprint']['environment']['device']}",
             ),
+            *([] if self.busy_share is None else [("model busy", f"{self.busy_share:.1%}")]),
             *(("quarantined", reason.splitlines()[0]) for reason in self.quarantined),
             ("model", f"{self.provenance['model']} ({self.provenance['fingerprint']['dtype']})"),
             ("head", describe_head(self.provenance)),

@@ -6,7 +6,8 @@ An actor holds one `Scorer`; without Ray it can be used by itself. Does not know
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayreward.batching import make_batches, pack_groups, share_prefix
+from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig
@@ -22,19 +24,24 @@ from rayreward.fingerprint import Fingerprint, Proof, find_environment
 from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
 from rayreward.loading import load_model
+from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
-from rayreward.oom import Halving
+from rayreward.oom import Halving, Parts, read
 from rayreward.preferences import RowFormat
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
 
-_AUTO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
-"""Larger ones gain little: on a CPU (two cores, a 135M model) 2 % with twice as many."""
-
 
 class Scorer:
-    """A reward model with its tokenizer, on one device."""
+    """A reward model with its tokenizer, on one device.
+
+    Several threads may score: each reads and tokenizes as it likes, and the model is one thread's
+    at a time.
+
+    Attributes:
+        turn: Held by the thread whose turn it is to use the model.
+    """
 
     def __init__(
         self,
@@ -43,17 +50,16 @@ class Scorer:
         checkpoint: Checkpoint,
         config: ModelConfig,
         invariance: str,
+        max_batch_tokens: int,
     ) -> None:
         self._model = model
         self._rewards = Halving(model.rewards)
+        self.turn = threading.RLock()
         self._tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._config = config
         self._invariance = invariance
-        budget = config.max_batch_tokens
-        self._max_batch_tokens = (
-            _AUTO_BATCH_TOKENS[model.device.type] if budget == "auto" else budget
-        )
+        self._max_batch_tokens = max_batch_tokens
 
     @classmethod
     def load(cls, config: ModelConfig, device: str = "auto") -> Scorer:
@@ -74,9 +80,11 @@ class Scorer:
         pad_id = padding_id(hf, checkpoint.pad_id, config.pad_token)
         model = load_model(checkpoint, config, pad_id, device)
         max_length = config.max_length or model.loaded.max_positions
-        invariance = settle_invariance(model, config)
+        tokens = config.max_batch_tokens
+        budget = find_budget(model) if tokens == "auto" else tokens
+        invariance = settle_invariance(model, config, budget)
         tokenizer = Tokenizer(hf, max_length=max_length, truncation=config.truncation)
-        return cls(model, tokenizer, checkpoint, config, invariance)
+        return cls(model, tokenizer, checkpoint, config, invariance, budget)
 
     def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Scores samples, whatever mix of text and conversations.
@@ -89,8 +97,14 @@ class Scorer:
         """
         return [outcomes[0] for outcomes in self.score_groups([[sample] for sample in samples])]
 
-    def score_groups(self, groups: Sequence[Sequence[Sample]]) -> list[list[Outcome]]:
+    def score_groups(
+        self, groups: Sequence[Sequence[Sample]], time_spent: ModelTime | None = None
+    ) -> list[list[Outcome]]:
         """Scores samples that may begin alike, such as the two sides of a pair.
+
+        Args:
+            groups: The samples of each group.
+            time_spent: Where to count how long the model works.
 
         Returns:
             For each group the outcomes of its samples, in order.
@@ -99,13 +113,17 @@ class Scorer:
             ModelError: There are conversations but the model has no chat template.
         """
         tokens = iter(self._tokenizer.encode([sample for group in groups for sample in group]))
-        return self._score_encoded([list(islice(tokens, len(group))) for group in groups])
+        encoded = [list(islice(tokens, len(group))) for group in groups]
+        return self._score_encoded(encoded, time_spent or ModelTime())
 
-    def _score_encoded(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[list[Outcome]]:
+    def _score_encoded(
+        self, encoded: Sequence[Sequence[Tokens | Failure]], time_spent: ModelTime
+    ) -> list[list[Outcome]]:
+        batches = self._batches(list(self._groups(encoded)))
         values: dict[tuple[int, ...], float | None] = {}
-        for batch in self._batches(list(self._groups(encoded))):
+        for batch, rewards in self._run(batches, time_spent):
             texts = (text for group in batch for text in group.texts)
-            values.update(zip(texts, self._rewards(batch), strict=True))
+            values.update(zip(texts, rewards, strict=True))
         return [
             [
                 item if isinstance(item, Failure) else _outcome(values[item.ids], item)
@@ -113,6 +131,23 @@ class Scorer:
             ]
             for group in encoded
         ]
+
+    def _run(
+        self, batches: Iterable[list[Group]], time_spent: ModelTime
+    ) -> Iterator[tuple[list[Group], list[float | None]]]:
+        """Scores batches one after the other; yields each with its rewards.
+
+        A batch is laid out and begun before the one before it is read: a GPU need not wait.
+        """
+        with self.turn, time_spent.running():
+            begun: tuple[list[Group], Parts] | None = None
+            for batch in batches:
+                parts = self._rewards(batch)
+                if begun is not None:
+                    yield begun[0], read(begun[1])
+                begun = batch, parts
+            if begun is not None:
+                yield begun[0], read(begun[1])
 
     def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> Iterator[Group]:
         """Groups of what has tokens, each text once: a group a row, or one a text, unshared."""
@@ -141,8 +176,15 @@ class Scorer:
             for members in make_batches(lengths, budget):
                 yield [groups[index] for index in members]
 
-    def score_table(self, table: pa.Table, row_format: RowFormat) -> pa.Table:
+    def score_table(
+        self, table: pa.Table, row_format: RowFormat, time_spent: ModelTime | None = None
+    ) -> pa.Table:
         """Scores the rows of a table.
+
+        Args:
+            table: The rows.
+            row_format: From `check_schema`.
+            time_spent: Where to count how long the model works.
 
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
@@ -151,20 +193,22 @@ class Scorer:
             row if isinstance(row, Failure) else row_format.samples(row)
             for row in read_rows(table, row_format.read)
         ]
-        scored = iter(self.score_groups([row for row in rows if not isinstance(row, Failure)]))
+        groups = [row for row in rows if not isinstance(row, Failure)]
+        scored = iter(self.score_groups(groups, time_spent))
         outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]
         return reward_columns(row_format.kind, outcomes)
 
     def prove(self) -> Proof:
         """Scores the probe and hashes the live weights."""
-        probe = self._probe()  # first: a long text may leave rotary frequencies in a buffer
-        head = self._model.head.tensors
-        return Proof(
-            head=hash_tensors(head.items()),
-            body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
-            derived=hash_weights(self._model.derived()),
-            probe=probe,
-        )
+        with self.turn:
+            probe = self._probe()  # first: a long text may leave rotary frequencies in a buffer
+            head = self._model.head.tensors
+            return Proof(
+                head=hash_tensors(head.items()),
+                body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
+                derived=hash_weights(self._model.derived()),
+                probe=probe,
+            )
 
     def fingerprint(self) -> Fingerprint:
         """What this scorer holds and computes now, from the live weights."""
@@ -203,7 +247,7 @@ class Scorer:
 
     def _probe(self) -> tuple[float | None, ...]:
         encoded = encode_probe(self._tokenizer.hf, self._tokenizer.max_length)
-        outcomes = self._score_encoded([[tokens] for tokens in encoded])
+        outcomes = self._score_encoded([[tokens] for tokens in encoded], ModelTime())
         return tuple(o.value if isinstance(o, Reward) else None for [o] in outcomes)
 
 

@@ -7,6 +7,7 @@ special tokens itself. Does not know models or Ray.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Tokenizer:
         self.hf = hf
         self.max_length = max_length
         self._truncation = truncation
+        self._turn = threading.Lock()  # its settings are changed and changed back by each call
 
     def encode(self, samples: Sequence[Sample]) -> list[Tokens | Failure]:
         """Tokenizes samples.
@@ -49,13 +51,14 @@ class Tokenizer:
             ]
             if chosen:
                 texts = [rendered[index] for index in chosen]
-                ids = self.hf(
-                    texts,
-                    add_special_tokens=special,
-                    return_special_tokens_mask=True,
-                    return_attention_mask=False,
-                    verbose=False,
-                )
+                with self._turn:
+                    ids = self.hf(
+                        texts,
+                        add_special_tokens=special,
+                        return_special_tokens_mask=True,
+                        return_attention_mask=False,
+                        verbose=False,
+                    )
                 for index, row, mask in zip(
                     chosen, ids["input_ids"], ids["special_tokens_mask"], strict=True
                 ):

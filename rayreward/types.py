@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayreward.meter import ModelTime
+
 Message = Mapping[str, Any]
 """One turn of a conversation: `role`, `content` and whatever else the chat template reads."""
 
@@ -162,3 +164,4 @@ class Attempt:
     size_bytes: int
     sha256: str
     tally: Tally
+    time_spent: ModelTime = field(default_factory=ModelTime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -148,25 +149,15 @@ def test_ray_job_submit_scores_on_a_running_cluster(
     submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--address"]
     job = ["--", "python", "jobs/score_dataset.py", "--max-failed-rows", "144"]
     with ray_head() as (address, environment):
-        done = subprocess.run(
-            [*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        settings: Any = {"env": environment, "capture_output": True, "text": True}
+        run = functools.partial(subprocess.run, timeout=240, check=False, **settings)
+        done = run([*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")])
+        while "No available agent" in done.stderr:  # a head takes jobs a while after its start
+            done = run([*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")])
         assert done.returncode == 0, done.stdout + done.stderr
         assert "untrained: drawn from seed 42" in done.stdout
         assert "144/144 rows (100 %)" in done.stdout
-        refused = subprocess.run(
-            [*submit, address, *job, *flags(tiny_model, dataset, Path("relative"))],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        refused = run([*submit, address, *job, *flags(tiny_model, dataset, Path("relative"))])
         assert refused.returncode == 1
         assert "is a copy that is thrown away" in refused.stdout
     assert pq.read_table(tmp_path / "out").num_rows == 144

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +173,6 @@ def test_full_disk_is_an_error_and_leaves_a_resumable_output(
     def limit(_actor: Any, size: int) -> None:
         import resource
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:

@@ -221,7 +221,7 @@ def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> Non
         rewards = model.rewards([Group((), (poisoned,)), Group((), (healthy,))])
     finally:
         weights[poisoned[0]] = before
-    assert np.isnan(rewards[0])
+    assert rewards[0].isnan()
     assert rewards[1:].tolist() == expected
 
 
@@ -279,7 +279,7 @@ def test_an_encoders_batches_hold_no_more_than_the_budget(
     def rewards(batch: list[Group]) -> Any:
         lengths = [len(text) for group in batch for text in group.texts]
         sizes.append(sum(lengths))
-        return np.zeros(len(lengths), dtype=np.float32)
+        return [torch.zeros(len(lengths))]
 
     monkeypatch.setattr(scorer, "_rewards", rewards)
     scorer.score_groups([[Text("It is true. " * 3, f"No {n}.") for n in range(9)]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import make_checkpoint
 
 from rayreward import ModelConfig, ModelError, Scorer
@@ -62,10 +63,29 @@ def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.M
 
     def shifted(self: RewardModel, batch: Any) -> Any:
         rewards = honest(self, batch)
-        return np.nextafter(rewards, np.float32(9)) if len(rewards) > 5 else rewards
+        return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 5 else rewards
 
     monkeypatch.setattr(RewardModel, "rewards", shifted)
     assert find_dependence(model) == ("in a crowd", "with a shared prefix")
+
+
+def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU whose kernels go by the number of rows: all streams get the same one."""
+    honest = RewardModel.rewards
+
+    def by_length(self: RewardModel, batch: Any) -> Any:
+        tokens = sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch)
+        rows = tokens + -tokens % self.stream_multiple
+        rewards = honest(self, batch)
+        return rewards.nextafter(torch.tensor(9.0)) if rows % 100 > 50 else rewards
+
+    monkeypatch.setattr(RewardModel, "rewards", by_length)
+    assert scorer(tmp_path).fingerprint().batch_invariant.startswith("does not hold")
+    held = scorer(tmp_path, batch_invariant=True, max_batch_tokens=512)
+    assert (held.fingerprint().layout, held.fingerprint().batch_invariant) == ("flat", "holds")
+    assert held._model.stream_multiple == 512
 
 
 def test_g3_insisted_on_and_impossible_is_refused(

@@ -69,7 +69,7 @@ def test_rewards_agree_with_transformers_one_row_at_a_time(
     with torch.no_grad():
         rows = [expected(input_ids=torch.tensor([row])).logits.item() for row in batch]
     assert model.rewards(singles(batch)).tolist() == pytest.approx(rows, abs=1e-5)
-    assert model.rewards(singles(batch)).dtype == "float32"
+    assert model.rewards(singles(batch)).dtype is torch.float32
 
 
 def test_load_leaves_the_global_rng_alone(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import make_checkpoint
 
 from rayreward import ModelConfig, Scorer
 from rayreward.model import RewardModel
-from rayreward.oom import _CALM_BATCHES, Halving
+from rayreward.oom import _CALM_BATCHES, Halving, read
 from rayreward.types import Failure, Group, Reward, Status, Text
 
 
@@ -31,7 +30,7 @@ class Device:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
         self.batches.append(sum(len(g.branches) for g in batch))
         lengths = [len(text) for group in batch for text in group.texts]
-        return np.array(lengths, dtype=np.float32)
+        return torch.tensor(lengths, dtype=torch.float32)
 
 
 def texts(*lengths: int) -> list[Group]:
@@ -40,28 +39,28 @@ def texts(*lengths: int) -> list[Group]:
 
 def test_batch_that_fits_is_one() -> None:
     device = Device(100)
-    assert Halving(device)(texts(10, 20, 30)) == [10, 20, 30]
+    assert read(Halving(device)(texts(10, 20, 30))) == [10, 20, 30]
     assert device.batches == [3]
 
 
 def test_batch_that_does_not_fit_goes_in_halves_and_so_do_the_next() -> None:
     device = Device(70)
     halving = Halving(device)
-    assert halving(texts(*range(10, 18))) == list(range(10, 18))
+    assert read(halving(texts(*range(10, 18)))) == list(range(10, 18))
     assert device.batches == [4, 4]
-    assert halving(texts(*[10] * 8)) == [10] * 8
+    assert read(halving(texts(*[10] * 8))) == [10] * 8
     assert device.batches[2:] == [4, 4]
 
 
 def test_group_is_split_with_its_prefix_kept() -> None:
     device = Device(50)
     group = Group((1,) * 20, tuple((n,) * 10 for n in range(8)))
-    assert Halving(device)([group]) == [30] * 8
+    assert read(Halving(device)([group])) == [30] * 8
     assert device.batches == [2, 2, 2, 2]
 
 
 def test_text_that_does_not_fit_alone_has_no_reward_and_the_others_have() -> None:
-    assert Halving(Device(50))(texts(10, 60, 20, 30)) == [10, None, 20, 30]
+    assert read(Halving(Device(50))(texts(10, 60, 20, 30))) == [10, None, 20, 30]
 
 
 def test_whole_batches_come_back() -> None:
@@ -78,7 +77,7 @@ def test_whole_batches_come_back() -> None:
 def test_smallest_batches(batch: list[Group]) -> None:
     halving = Halving(Device(10))
     halving(texts(8, 8, 8))
-    assert halving(batch) == [5.0] * len(batch)
+    assert read(halving(batch)) == [5.0] * len(batch)
 
 
 def test_g3_out_of_memory_moves_no_bit_and_a_text_too_large_is_told(

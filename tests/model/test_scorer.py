@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tiny import flip_one_bit, make_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from rayreward import ModelConfig, ModelError, Scorer
+from rayreward.meter import ModelTime
 from rayreward.preferences import check_schema
 from rayreward.types import Conversation, Failure, Reward, Status, Text
 
@@ -118,6 +121,25 @@ def test_fingerprint_sees_one_flipped_bit_in_the_body(tmp_path: Path) -> None:
     after = scorer.fingerprint()
     assert after.body != before.body
     assert after.head == before.head
+
+
+def test_several_threads_score_at_once_and_each_gets_its_own(scorer: Scorer) -> None:
+    """The model is one thread's at a time, and so are the tokenizer's settings."""
+    texts = [
+        [Text("", f"thread {n}, text {m} " * (m % 5 + 1)) for m in range(20)] for n in range(8)
+    ]
+    expected = [scorer.score(mine) for mine in texts]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            assert list(threads.map(scorer.score, texts)) == expected
+
+
+def test_time_that_the_model_worked_is_counted(scorer: Scorer) -> None:
+    time_spent = ModelTime()
+    before = time.time()
+    scorer.score_groups([[Text("", "a text")]], time_spent)
+    assert before <= time_spent.began_s <= time_spent.ended_s <= time.time()
+    assert time_spent.busy_s == pytest.approx(time_spent.ended_s - time_spent.began_s)
 
 
 def test_checkpoint_without_a_pad_token_is_refused(tmp_path: Path) -> None:

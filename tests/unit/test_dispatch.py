@@ -296,6 +296,34 @@ def test_results_are_proven_by_the_actors_next_proof() -> None:
     assert found == {key: [None, True] if key < 6 else [None] for key in range(7)}
 
 
+class BusyFleet(FakeFleet):
+    """An actor that looks while it works on something else, which is done after the look."""
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        done = {
+            (0, "score"): {"done_s": 2.0},
+            (1, "score"): {"done_s": 1.0, "looked_s": 1.5, "proof": "early"},
+            (-1, "prove"): {"done_s": 3.0, "looked_s": 3.0, "proof": "late"},
+        }
+        queue = self._queues[0]
+        events = [Done(t, k.key, **done[k.key, k.method]) for t, k in queue]  # type: ignore[arg-type]
+        queue.clear()
+        self._events.extend(events)
+        return super().wait(timeout_s)
+
+
+def test_a_proof_proves_what_was_done_before_the_look_and_nothing_after_it() -> None:
+    """Whatever the order in which the driver hears of it."""
+    proofs: list[Any] = []
+    gate = FakeGate(confirm=lambda _, proof: proofs.append(proof))
+    subject = dispatcher(BusyFleet(), num_actors=1, gate=gate)
+    subject.start()
+    jobs = [Task(key, f"Task {key}", "score") for key in range(2)]
+    found = [(r.task.key, r.proven) for r in subject.run(jobs, prove=True)]
+    assert found == [(0, None), (1, None), (1, True), (0, True)]
+    assert proofs == ["early", "late"]
+
+
 def test_run_that_proves_ends_with_a_proof_of_every_result() -> None:
     fleet = FakeFleet()
     fleet.prove_every = 3

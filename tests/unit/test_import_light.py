@@ -15,6 +15,8 @@ import rayreward
 
 HEAVY = {
     "actor",
+    "attention",
+    "budget",
     "flat",
     "fleet",
     "head",
@@ -22,6 +24,7 @@ HEAVY = {
     "job",
     "loading",
     "model",
+    "packing",
     "oom",
     "pool",
     "scorer",

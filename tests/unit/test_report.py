@@ -131,3 +131,8 @@ def test_report_says_in_plain_words_that_a_head_is_untrained() -> None:
     assert describe_head(_provenance("seeded")) == "untrained: drawn from seed 42"
     seeded = _report(Tally(rows=1), provenance=_provenance("seeded"))
     assert _lines(seeded)["head"] == "untrained: drawn from seed 42"
+
+
+def test_report_tells_how_much_of_the_time_the_models_worked() -> None:
+    assert _lines(_report(Tally(rows=3), busy_share=0.9876))["model busy"] == "98.8%"
+    assert "model busy" not in _lines(_report(Tally(rows=3)))

@@ -1,0 +1,708 @@
+"""RayReward on one GPU against transformers in a loop: speed, memory, share of what the GPU can do.
+
+    PYTHONPATH=. python benchmarks/gpu.py [--budget-s 440] [--result FILE]
+    PYTHONPATH=. python benchmarks/gpu.py --smoke       # all of it on a CPU, with a tiny model
+
+In one process, without Ray and without a hub: it needs this repository, torch, transformers and
+pyarrow, and a GPU with 40 GB. What no longer fits into the budget, or fails, is left out and named
+in the result, which is written again after each workload.
+
+**Models**: Llama's 1B and 8B shapes in bfloat16 with random weights, made on the device, since
+writing and reading 16 GB would take longer than measuring. The vocabulary is cut to 32,000 to save
+memory: embeddings are looked up, not multiplied, and a reward model has no output layer.
+
+**Workloads**, in token ids drawn from a fixed seed:
+
+- pairs with about the lengths of hh-harmless-test in SmolLM2's tokens: prefixes log-normal with
+  median 105 and sigma 0.65, between 12 and 420; branches log-normal with median 38 and sigma 0.75,
+  between 8 and 300; texts between 60 and 500. What came out is in the result;
+- completions: 8 of 64 tokens to each prompt of 512;
+- singles: texts of 1,024.
+
+**Ways**: RayReward in a flat stream with prefixes shared and not, in batches of several token
+budgets, by each kernel for attention that there is; padded; transformers' own forward in a loop
+sorted by length, in batches of several sizes; the same in file order, as its pipeline goes. What
+RayReward takes by itself is in the result, and so is G3's verdict for each form; a form that it
+would not take is measured nevertheless. A way with the same batches as an earlier one is left out.
+The first pass of each way warms up; then the ways take turns, and medians count.
+
+**Formulas**: model FLOPs = 2 · parameters of the body's linear layers · tokens run, padding and
+filling included. With attention, 4 · layers · heads · head size · (query, key) pairs is added,
+counting for each token that runs the keys that it sees, itself included. MFU is FLOPs over time,
+over the rate of an 8192 · 8192 · 8192 product in bfloat16, measured between the passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import (
+    RESULTS,
+    ROOT,
+    as_table,
+    hardware,
+    linear_parameters,
+    stream_tokens,
+    versions,
+    write,
+)
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from rayreward.attention import Kernel
+from rayreward.batching import make_batches, pack_groups
+from rayreward.budget import find_budget
+from rayreward.checkpoint import open_checkpoint
+from rayreward.config import ModelConfig
+from rayreward.invariance import find_dependence
+from rayreward.loading import load_model
+from rayreward.model import Layout, Loaded, RewardModel
+from rayreward.types import Group
+
+SEED = 42
+PAD_ID = 0
+VOCABULARY = 32_000
+BF16_TOLERANCE = 0.1
+"""How far apart two ways' rewards may be in bfloat16, in standard deviations of the rewards: above
+what another order of summation does, far below what attending to the wrong tokens does."""
+FP32_TOLERANCE = 1e-5
+SORTED = "sorted by length"
+START_S = 20.0
+"""Seconds that must be left for something to be begun that has not been timed yet."""
+
+Rewards = list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    device: torch.device
+    shapes: dict[str, dict[str, int]]
+    pairs: int
+    prompts: int
+    singles: int
+    budgets: tuple[int, ...]
+    """RayReward's tokens in a batch."""
+    multiples: tuple[int, ...]
+    """What streams are filled up to a multiple of, when G3 is tried."""
+    sizes: tuple[int, ...]
+    """Texts in a batch of the loop."""
+    repeats: int
+    product: int
+    """Rows and columns of the matrices by which the hardware is measured."""
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        """The budget and the batch size where only one is measured."""
+        return self.budgets[len(self.budgets) // 2], self.sizes[len(self.sizes) // 2]
+
+
+def shape(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+    }
+
+
+FULL = Scale(
+    device=torch.device("cuda:0"),
+    shapes={"1B": shape(2_048, 16, 32, 8, 8_192), "8B": shape(4_096, 32, 32, 8, 14_336)},
+    pairs=128,
+    prompts=16,
+    singles=32,
+    budgets=(8_192, 16_384, 32_768),
+    multiples=(128, 1_024, 8_192),
+    sizes=(8, 32, 64),
+    repeats=3,
+    product=8_192,
+)
+SMOKE = Scale(
+    device=torch.device("cpu"),
+    shapes={"tiny": shape(64, 2, 4, 2, 128)},
+    pairs=4,
+    prompts=1,
+    singles=2,
+    budgets=(512, 1_024, 2_048),
+    multiples=(128,),
+    sizes=(2, 4, 8),
+    repeats=1,
+    product=128,
+)
+SMALL = shape(256, 4, 8, 2, 512)
+"""For what is compared in float32."""
+
+
+class Clock:
+    """The time there is, and what was left out for want of it or because it failed."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._end = time.monotonic() + budget_s
+        self.left_out: list[str] = []
+
+    def has(self, seconds: float, what: str) -> bool:
+        left = self._end - time.monotonic()
+        if left < seconds:
+            self.left_out.append(f"{what}: {left:.0f} s were left")
+        return left >= seconds
+
+    @contextmanager
+    def bearing_failure(self, what: str) -> Iterator[None]:
+        """What one way can't do (running out of memory, say) doesn't take the others along."""
+        try:
+            yield
+        except Exception as error:
+            self.left_out.append(f"{what}: {repr(error).splitlines()[0][:300]}")
+
+
+# workloads
+
+
+def draw_pairs(count: int) -> list[Group]:
+    dice = np.random.default_rng(SEED)
+    prefixes = dice.lognormal(np.log(105), 0.65, count)
+    branches = np.clip(dice.lognormal(np.log(38), 0.75, (count, 2)), 8, 300).astype(int)
+    least, most = 60 - branches.min(axis=1), 500 - branches.max(axis=1)
+    prefixes = np.clip(prefixes, np.maximum(12, least), np.minimum(420, most)).astype(int)
+    return [group(dice, p, b) for p, b in zip(prefixes, branches, strict=True)]
+
+
+def draw_completions(prompts: int) -> list[Group]:
+    dice = np.random.default_rng(SEED)
+    return [group(dice, 512, [64] * 8) for _ in range(prompts)]
+
+
+def draw_singles(count: int) -> list[Group]:
+    dice = np.random.default_rng(SEED)
+    return [group(dice, 0, [1_024]) for _ in range(count)]
+
+
+def group(dice: np.random.Generator, prefix: int, branches: Sequence[int]) -> Group:
+    first, *others = (tuple(dice.integers(3, VOCABULARY, n).tolist()) for n in (prefix, *branches))
+    return Group(first, tuple(others))
+
+
+def workloads(scale: Scale) -> dict[str, list[Group]]:
+    return {
+        "pairs": draw_pairs(scale.pairs),
+        "completions": draw_completions(scale.prompts),
+        "singles": draw_singles(scale.singles),
+    }
+
+
+def describe(groups: Sequence[Group]) -> dict[str, Any]:
+    lengths = [len(text) for group in groups for text in group.texts]
+    spared = sum(len(group.prefix) * (len(group.branches) - 1) for group in groups)
+    return {
+        "groups": len(groups),
+        "texts": len(lengths),
+        "tokens": sum(lengths),
+        "shortest": min(lengths),
+        "mean": round(statistics.mean(lengths)),
+        "longest": max(lengths),
+        "shareable": round(spared / sum(lengths), 3),
+    }
+
+
+# ways of scoring
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    groups: list[Group]
+    texts: list[int]
+    """Which texts of the workload these are, in the order of the groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way for RayReward to run a batch."""
+
+    layout: Layout
+    kernel: Kernel | None = None
+    """What computes attention in a flat stream."""
+
+    def __str__(self) -> str:
+        return f"{self.layout} by {self.kernel}" if self.kernel else self.layout
+
+    def take(self, model: RewardModel) -> None:
+        """Makes the model run so, whether it would by itself or not."""
+        model.layout = self.layout
+        if self.kernel is not None:
+            model._kernel, model._causal = self.kernel, True
+
+
+FORMS = {
+    "cuda": (Form("flat", "varlen"), Form("flat", "blocks"), Form("padded")),
+    "cpu": (Form("flat", "blocks"), Form("padded")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    name: str
+    batches: list[Batch]
+    score: Callable[[list[Group]], torch.Tensor]
+    form: Form | None = None
+    """None: transformers' own."""
+    fill_to: int | None = None
+    """What a flat stream's tokens are filled up to a multiple of. None: batches are padded."""
+
+    def run(self) -> Rewards:
+        """Scores the workload; its rewards in the order of its texts.
+
+        As in `Scorer`, a batch is begun before the one before it is read.
+        """
+        found: dict[int, float] = {}
+        begun: tuple[Batch, torch.Tensor] | None = None
+        for batch in [*self.batches, None]:
+            now = None if batch is None else (batch, self.score(batch.groups))
+            if begun is not None:
+                found.update(zip(begun[0].texts, begun[1].tolist(), strict=True))
+            begun = now
+        return [found[text] for text in sorted(found)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run."""
+        if self.fill_to is None:
+            return sum(rows * longest for rows, longest in self._padded())
+        return sum(stream_tokens(batch.groups, self.fill_to) for batch in self.batches)
+
+    @property
+    def seen(self) -> int:
+        """(query, key) pairs of tokens that run; a token sees itself and those before it."""
+        if self.fill_to is None:
+            return sum(rows * triangle(longest) for rows, longest in self._padded())
+        groups = [group for batch in self.batches for group in batch.groups]
+        prefixes = sum(triangle(len(group.prefix)) for group in groups)
+        branches = ((len(g.prefix), len(branch)) for g in groups for branch in g.branches)
+        return prefixes + sum(prefix * own + triangle(own) for prefix, own in branches)
+
+    def _padded(self) -> Iterator[tuple[int, int]]:
+        for batch in self.batches:
+            lengths = [len(text) for group in batch.groups for text in group.texts]
+            yield len(lengths), max(lengths)
+
+
+def triangle(side: int) -> int:
+    return side * (side + 1) // 2
+
+
+def make_ways(
+    model: RewardModel, plain: PreTrainedModel, groups: list[Group], scale: Scale, taken: Form
+) -> list[Way]:
+    """Every way to score a workload; of the flat forms, the one that is taken in all its sizes."""
+    texts = [Group((), (text,)) for group in groups for text in group.texts]
+    lengths = [len(text.branches[0]) for text in texts]
+    budget, size = scale.middle
+    *streams, padded = FORMS[model.device.type]
+    first, *others = sorted(streams, key=lambda form: form != taken)
+
+    def ours(form: Form, how: str, batches: list[Batch], budget: int) -> Way:
+        def score(batch: list[Group]) -> torch.Tensor:
+            form.take(model)
+            return model.rewards(batch)
+
+        fill_to = None if form.layout == "padded" else model.stream_multiple
+        return Way(f"RayReward {form}, {how}, {budget:,} tokens", batches, score, form, fill_to)
+
+    def loop(name: str, order: Sequence[int], size: int) -> Way:
+        batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
+        name = f"transformers, {name}, batches of {size}"
+        return Way(name, pick(texts, batches), lambda batch: forward(plain, batch))
+
+    by_length = sorted(range(len(texts)), key=lengths.__getitem__)
+    return without_repetitions(
+        [
+            *(ours(first, "shared", pack(groups, some), some) for some in scale.budgets),
+            *(ours(first, "unshared", pack(texts, some), some) for some in scale.budgets),
+            *(ours(form, "shared", pack(groups, budget), budget) for form in others),
+            ours(padded, "sorted", pick(texts, make_batches(lengths, budget)), budget),
+            *(loop(SORTED, by_length, some) for some in scale.sizes),
+            loop("file order", range(len(texts)), size),
+        ]
+    )
+
+
+def without_repetitions(ways: Sequence[Way]) -> list[Way]:
+    kept: list[Way] = []
+    for way in ways:
+        if not any((way.form, way.batches) == (other.form, other.batches) for other in kept):
+            kept.append(way)
+    return kept
+
+
+def pack(groups: Sequence[Group], budget: int) -> list[Batch]:
+    """Batches as `Scorer` makes them for a flat stream."""
+    sizes = [(len(g.prefix), [len(branch) for branch in g.branches]) for g in groups]
+    starts = np.cumsum([0, *(len(group.branches) for group in groups)]).tolist()
+    return [
+        Batch(
+            [Group(groups[i].prefix, groups[i].branches[b.start : b.stop]) for i, b in batch],
+            [starts[i] + branch for i, b in batch for branch in b],
+        )
+        for batch in pack_groups(sizes, budget)
+    ]
+
+
+def pick(texts: Sequence[Group], batches: Sequence[list[int]]) -> list[Batch]:
+    return [Batch([texts[index] for index in chosen], chosen) for chosen in batches]
+
+
+@torch.inference_mode()
+def forward(plain: PreTrainedModel, batch: Sequence[Group]) -> torch.Tensor:
+    """The forward of transformers itself over a batch that is padded on the right; waits for it."""
+    rows = [torch.tensor(text) for group in batch for text in group.texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
+    ids = ids.to(plain.device)
+    mask = (ids != PAD_ID).long()
+    return plain(input_ids=ids, attention_mask=mask).logits[:, 0].float().cpu()
+
+
+# models
+
+
+def llama(**arguments: int) -> LlamaConfig:
+    return LlamaConfig(
+        **arguments,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=8_192,
+        pad_token_id=PAD_ID,
+        num_labels=1,
+    )
+
+
+def build(config: LlamaConfig, device: torch.device) -> tuple[RewardModel, PreTrainedModel]:
+    """A model with random weights, and transformers' own with the same body.
+
+    As after `load_model`: the head in float32, nothing trained, attention by SDPA. transformers'
+    own has its head in bfloat16, as loading a checkpoint in bfloat16 would give it.
+    """
+    torch.manual_seed(SEED)
+    with device:
+        module = AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+    module.eval().requires_grad_(False)
+    plain = copy.copy(module)
+    plain._modules = {**module._modules, "score": copy.deepcopy(module.score)}
+    module.score.float()
+    loaded = Loaded("seeded", "bfloat16", config.max_position_embeddings, "sdpa")
+    return RewardModel(module, PAD_ID, loaded), plain
+
+
+def try_forms(
+    model: RewardModel, name: str, scale: Scale, clock: Clock
+) -> tuple[Form, dict[str, str]]:
+    """The form that is taken, and for each form whether it keeps a reward's bits (G3).
+
+    Matrix products may sum in an order that goes by the number of rows, so streams are tried that
+    are filled up to a multiple of more tokens, too.
+    """
+    taken = Form(model.layout, model._kernel if model.layout == "flat" else None)
+    own, verdicts = model.stream_multiple, {str(taken): verdict_on(model)}
+    for form in FORMS[model.device.type]:
+        for fill_to in (own, *scale.multiples) if form.layout == "flat" else (own,):
+            label = str(form) if fill_to == own else f"{form}, filled to a multiple of {fill_to:,}"
+            if label not in verdicts:
+                with clock.bearing_failure(f"{name}: G3 {label}"):
+                    form.take(model)
+                    model.stream_multiple = fill_to
+                    verdicts[label] = verdict_on(model)
+    taken.take(model)
+    model.stream_multiple = own
+    return taken, verdicts
+
+
+def verdict_on(model: RewardModel) -> str:
+    moved_by = find_dependence(model)
+    return f"moved {' and '.join(moved_by)}" if moved_by else "holds"
+
+
+def compare_in_float32(device: torch.device) -> dict[str, Any]:
+    """A small model, saved and loaded as any checkpoint is, against transformers one at a time."""
+    groups = [*draw_pairs(8), *draw_completions(1), *draw_singles(2)]
+    texts = [Group((), (text,)) for group in groups for text in group.texts]
+    with tempfile.TemporaryDirectory() as path:
+        torch.manual_seed(SEED)
+        AutoModelForSequenceClassification.from_config(llama(**SMALL)).save_pretrained(path)
+        plain = AutoModelForSequenceClassification.from_pretrained(path).eval().to(device)
+        config = ModelConfig(model=path, dtype="float32")
+        model, on_cpu = (
+            load_model(open_checkpoint(path), config, PAD_ID, str(where))
+            for where in (device, "cpu")
+        )
+    expected = torch.cat([forward(plain, [text]) for text in texts])
+    layout, verdict = model.layout, verdict_on(model)
+    Form("flat", "blocks").take(model)
+    here, unshared, there = (
+        torch.tensor(scored.tolist())
+        for scored in (model.rewards(groups), model.rewards(texts), on_cpu.rewards(groups))
+    )
+    apart, cpu_apart = ((rewards - expected).abs().max() for rewards in (here, there))
+    return {
+        "layout": layout,
+        "g3": verdict,
+        "flat_from_transformers": float(apart),
+        "flat_on_cpu_from_transformers_here": float(cpu_apart),
+        "tolerance": FP32_TOLERANCE,
+        "within_tolerance": bool(max(apart, cpu_apart) <= FP32_TOLERANCE),
+        "same_bits_unshared": torch.equal(here, unshared),
+    }
+
+
+# measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What passes over a workload gave, by the name of the way."""
+
+    seconds: dict[str, list[float]]
+    memory: dict[str, int]
+    rewards: dict[str, Rewards]
+    repeats: int
+    product_rate: float
+    """FLOP/s."""
+
+
+def measure(ways: Sequence[Way], scale: Scale, clock: Clock, what: str) -> Measured:
+    """A pass of each way to warm up, then the ways in turns, as often as the time allows."""
+    warm: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    rewards: dict[str, Rewards] = {}
+    for way in ways:
+        if clock.has(START_S, f"{what}: {way.name}"):
+            with clock.bearing_failure(f"{what}: {way.name}"):
+                warm[way.name], rewards[way.name], memory[way.name] = timed(way.run)
+    repeats: list[dict[str, float]] = []
+    rates = [product_rate(scale)]
+    for number in range(1, scale.repeats + 1):
+        if not clock.has(sum(warm.values()), f"{what}: repeat {number} of {scale.repeats}"):
+            break
+        repeats.append({way.name: timed(way.run)[0] for way in ways if way.name in warm})
+        rates.append(product_rate(scale))
+    seconds = {name: [repeat[name] for repeat in repeats or [warm]] for name in warm}
+    return Measured(seconds, memory, rewards, len(repeats), statistics.median(rates))
+
+
+def timed(run: Callable[[], Rewards]) -> tuple[float, Rewards, int]:
+    """Seconds, rewards, and the most bytes that were allocated on the GPU."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    rewards = run()  # ends with a copy to the host
+    seconds = time.perf_counter() - start
+    return seconds, rewards, torch.cuda.max_memory_allocated() if on_gpu else 0
+
+
+def product_rate(scale: Scale, times: int = 20) -> float:
+    """FLOP/s of a square matrix product in bfloat16."""
+    size, device = scale.product, scale.device
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        left @ right
+    synchronize()
+    return 2 * size**3 * times / (time.perf_counter() - start)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def runs_of(
+    ways: Sequence[Way], measured: Measured, config: LlamaConfig, given: int
+) -> Iterator[dict[str, Any]]:
+    """What is told of each way. `given` is the tokens of all texts."""
+    medians = {name: statistics.median(taken) for name, taken in measured.seconds.items()}
+    loops = [name for name in medians if SORTED in name]
+    best = measured.seconds[min(loops, key=medians.__getitem__)] if loops else []
+    expected = np.array(measured.rewards[loops[0] if loops else next(iter(medians))])
+    linear = 2 * linear_parameters(config)
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    for way in ways:
+        if way.name not in medians:
+            continue
+        median, memory = medians[way.name], measured.memory[way.name]
+        possible = median * measured.product_rate
+        flops = linear * way.tokens
+        ratios = [b / own for b, own in zip(best, measured.seconds[way.name], strict=False)]
+        apart = np.abs(measured.rewards[way.name] - expected).max() / expected.std()
+        yield {
+            "way": way.name,
+            "batches": len(way.batches),
+            "median_s": round(median, 4),
+            "seconds": [round(taken, 4) for taken in measured.seconds[way.name]],
+            "rows_per_s": round(len(expected) / median, 1),
+            "input_tokens_per_s": round(given / median),
+            "tokens_run": way.tokens,
+            "tokens_run_per_s": round(way.tokens / median),
+            "times_best_loop": round(statistics.median(ratios), 2) if ratios else None,
+            "mfu": round(flops / possible, 3),
+            "mfu_with_attention": round((flops + attention * way.seen) / possible, 3),
+            "peak_memory_gb": round(memory / 1e9, 2),
+            "apart_in_deviations": float(f"{apart:.2g}"),
+            "within_tolerance": bool(apart <= BF16_TOLERANCE),
+        }
+
+
+def kernels_of(way: Way) -> dict[str, Any]:
+    """Where the time of a way's first batch goes, and how much of it the device was busy."""
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiled:
+        start = time.perf_counter()
+        way.score(way.batches[0].groups).tolist()
+        seconds = time.perf_counter() - start
+    spent = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profiled.key_averages()
+        if not on_gpu or event.device_type == DeviceType.CUDA
+    }
+    total = sum(spent.values()) or 1.0
+    most = sorted(spent, key=lambda key: -spent[key])[:12]
+    return {
+        "busy": round(total / 1e6 / seconds, 3),
+        "shares": {key[:120]: round(spent[key] / total, 3) for key in most},
+    }
+
+
+def about_device(device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        return {**hardware(), "gpu": None}
+    gpu = torch.cuda.get_device_properties(device)
+    asked = ("driver_version", "clocks.max.sm", "power.limit", "mig.mode.current")
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        **hardware(),
+        "gpu": gpu.name,
+        "memory_gb": round(gpu.total_memory / 1e9, 1),
+        "multiprocessors": gpu.multi_processor_count,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **dict(zip(asked, answer.split(", "), strict=False)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget-s", type=float, default=440.0)
+    parser.add_argument("--smoke", action="store_true", help="on a CPU, with a tiny model")
+    parser.add_argument("--result", type=Path, help="default: benchmarks/results/gpu-<name>.json")
+    arguments = parser.parse_args()
+    if not arguments.smoke and not torch.cuda.is_available():
+        sys.exit("There is no CUDA GPU here. --smoke runs all of this on a CPU, with a tiny model.")
+    scale = SMOKE if arguments.smoke else FULL
+    clock = Clock(arguments.budget_s)
+    disable_progress_bar()
+    result = {
+        "hardware": about_device(scale.device),
+        "versions": versions("numpy"),
+        "dtype": "bfloat16",
+        "tolerance_in_deviations": BF16_TOLERANCE,
+        "budget_s": arguments.budget_s,
+        "workloads": {name: describe(groups) for name, groups in workloads(scale).items()},
+        "float32": {},
+        "models": {},
+        "runs": [],
+        "kernels": {},
+        "left_out": clock.left_out,
+    }
+    with clock.bearing_failure("float32"):
+        result["float32"] = compare_in_float32(scale.device)
+    slug = "-".join((result["hardware"]["gpu"] or "smoke").lower().split())
+    folder = ROOT / "build" if arguments.smoke else RESULTS
+    path = arguments.result or folder / f"gpu-{slug}.json"
+    for name in scale.shapes:
+        if clock.has(2 * START_S, name):
+            with clock.bearing_failure(name):
+                for _ in run_model(name, scale, clock, result):
+                    write(path, result)
+            gc.collect()  # before the next model takes the memory
+    write(path, result)
+    print(as_markdown(result["runs"]))
+    print(*clock.left_out, sep="\n")
+
+
+def run_model(name: str, scale: Scale, clock: Clock, result: dict[str, Any]) -> Iterator[str]:
+    """Measures one model and adds to the result; yields each workload's name when it is done."""
+    config = llama(**scale.shapes[name])
+    start = time.perf_counter()
+    model, plain = build(config, scale.device)
+    taken, verdicts = try_forms(model, name, scale, clock)
+    result["models"][name] = {
+        "config": {key: getattr(config, key) for key in (*SMALL, "vocab_size")},
+        "linear_parameters": linear_parameters(config),
+        "ready_in_s": round(time.perf_counter() - start, 1),
+        "taken": str(taken),
+        "filled_to": model.stream_multiple,
+        "budget_by_itself": find_budget(model),
+        "g3": verdicts,
+    }
+    for workload, groups in workloads(scale).items():
+        what = f"{name} {workload}"
+        print(what, flush=True)
+        ways = make_ways(model, plain, groups, scale, taken)
+        measured = measure(ways, scale, clock, what)
+        about = {
+            "model": name,
+            "workload": workload,
+            "repeats": measured.repeats,
+            "product_tflops": round(measured.product_rate / 1e12, 4),
+        }
+        given = describe(groups)["tokens"]
+        result["runs"] += [about | run for run in runs_of(ways, measured, config, given)]
+        yield workload
+    for way in make_ways(model, plain, workloads(scale)["pairs"], scale, taken):
+        if f"{scale.middle[0]:,}" in way.name and clock.has(START_S, f"profile of {way.name}"):
+            with clock.bearing_failure(f"profile of {way.name}"):
+                result["kernels"][f"{name}, {way.name}"] = kernels_of(way)
+
+
+def as_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    columns = {
+        "model": "model",
+        "workload": "workload",
+        "way": "way",
+        "s": "median_s",
+        "rows/s": "rows_per_s",
+        "input tokens/s": "input_tokens_per_s",
+        "× the best loop": "times_best_loop",
+        "MFU": "mfu",
+        "with attention": "mfu_with_attention",
+        "GB": "peak_memory_gb",
+        "apart (σ)": "apart_in_deviations",
+    }
+    return as_table(list(columns), ([run[key] for key in columns.values()] for run in runs))
+
+
+if __name__ == "__main__":
+    main()

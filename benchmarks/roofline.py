@@ -1,0 +1,243 @@
+"""How close to the hardware: a model's FLOP/s while it scores, against those of its bare products.
+
+    python benchmarks/roofline.py [--pairs 24] [--passes 5] [--dtype float32 bfloat16]
+
+On a CPU with two threads. Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: pairs
+of hh-harmless-test where they lie beside the checkout, else the example pairs, others in every
+pass. FLOPs of a pass = 2 · parameters of the body's linear layers · tokens run, the filling of the
+stream included; what attention multiplies is not counted.
+
+The bare products are those of the body's linear layers, each shape as often as it occurs, 2,048
+rows at a time: by `F.linear`, and by oneDNN with weights that were put into its order beforehand.
+They take turns with scoring, so that a machine that slows down slows all of them down; medians
+count, and shares are taken within a turn. The products find their weights in the caches more often
+than a model does.
+
+A profile of one more pass tells where the time goes: torch's operators by their own CPU time,
+sorted into kinds, and what is left of the wall clock, which is Python and tokenizing. Profiling
+takes time itself, so look at the shares, not at the seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+from common import (
+    RESULTS,
+    as_table,
+    hardware,
+    linear_shapes,
+    pairs,
+    smollm2,
+    stream_tokens,
+    versions,
+    write,
+)
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig
+
+from rayreward import ModelConfig, Scorer
+from rayreward.types import Group, Text
+
+ROWS = 2_048
+THREADS = 2
+SIDES = ("chosen", "rejected")
+KINDS = {
+    "linear layers": r"linear|addmm|::mm$",
+    "attention": r"scaled_dot_product|bmm|softmax|attention",
+    "gather and scatter": r"index|gather|scatter|embedding|select",
+    "elementwise": r"::(add|sub|mul|div|neg|pow|rsqrt|silu|mean|sum|cos|sin|cat|copy|fill|where)",
+}
+"""Which operators belong together: the first pattern that fits. Copies change type or order."""
+
+Groups = list[list[Text]]
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Counting:
+    """Stands where a scorer's batches run; counts the tokens that do."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        if scorer._model.layout != "flat":
+            raise SystemExit("The flat stream is not taken here; its tokens can't be counted.")
+        self.tokens = 0
+        self._multiple = scorer._model.stream_multiple
+        self._rewards = scorer._rewards
+        scorer._rewards = self  # type: ignore[assignment]
+
+    def __call__(self, batch: Sequence[Group]) -> Any:
+        self.tokens += stream_tokens(batch, self._multiple)
+        return self._rewards(batch)
+
+
+class Products:
+    """The body's linear layers without anything around them, each shape once."""
+
+    def __init__(self, shapes: Counter[tuple[int, int]], dtype: torch.dtype) -> None:
+        self.flops = sum(2 * ROWS * rows * columns * n for (rows, columns), n in shapes.items())
+        self._times = list(shapes.values())
+        weights = [torch.randn(shape).to(dtype) for shape in shapes]
+        self._rows = [torch.randn(ROWS, columns).to(dtype) for _, columns in shapes]
+        reorder = torch.ops.mkldnn._reorder_linear_weight
+        self._ways: dict[str, tuple[Product, list[torch.Tensor]]] = {
+            "F.linear": (F.linear, weights),
+            "oneDNN, ordered": (_by_onednn, [reorder(weight, ROWS) for weight in weights]),
+        }
+
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of the whole body, were there nothing else."""
+        return {
+            name: self.flops / sum(map(self._seconds, self._times, self._layers(product, weights)))
+            for name, (product, weights) in self._ways.items()
+        }
+
+    def _layers(self, product: Product, weights: list[torch.Tensor]) -> list[Callable[[], Any]]:
+        layers = zip(self._rows, weights, strict=True)
+        return [partial(product, rows, weight) for rows, weight in layers]
+
+    @staticmethod
+    def _seconds(times: int, layer: Callable[[], Any]) -> float:
+        """What a layer takes that occurs so many times; a few calls are timed."""
+        layer()
+        return times * statistics.median(timed(layer) for _ in range(5))
+
+
+def _by_onednn(rows: torch.Tensor, ordered: torch.Tensor) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, ordered, None, "none", [], "")
+    return product
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=24, help="in a pass")
+    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--result", type=Path, default=RESULTS / "roofline.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    source, rows = pairs(arguments.pairs * arguments.passes)
+    groups = [[Text("", row.get("prompt", "") + row[side]) for side in SIDES] for row in rows]
+    passes = [groups[at : at + arguments.pairs] for at in range(0, len(groups), arguments.pairs)]
+    runs = [measure(smollm2(), dtype, passes) for dtype in arguments.dtype]
+    result = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "threads": THREADS,
+        "workload": f"{arguments.passes} passes over {arguments.pairs} pairs each of {source}",
+        "rows_of_a_product": ROWS,
+        "runs": runs,
+    }
+    write(arguments.result, result)
+    print(as_markdown(runs))
+
+
+def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
+    shapes = linear_shapes(AutoConfig.from_pretrained(model))
+    flops_a_token = 2 * sum(rows * columns * n for (rows, columns), n in shapes.items())
+    products = Products(shapes, getattr(torch, dtype))
+    scorer = Scorer.load(ModelConfig(model=model, seed=42, dtype=dtype), "cpu")
+    counting = Counting(scorer)
+    ways = {"unshared": unshared, "shared": list}
+    rates: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
+    tokens: Counter[str] = Counter()
+    scorer.score_groups(passes[0])  # warms up
+    for groups in passes:
+        for way, arrange in ways.items():
+            for name, rate in products.rates().items():
+                rates.setdefault(name, []).append(rate)
+            counting.tokens = 0
+            taken = timed(partial(scorer.score_groups, arrange(groups)))
+            seconds.setdefault(way, []).append(taken)
+            rates.setdefault(way, []).append(flops_a_token * counting.tokens / taken)
+            tokens[way] += counting.tokens
+    bare = {name: rates.pop(name) for name in list(rates) if name not in ways}
+    return {
+        "dtype": dtype,
+        "linear_parameters": flops_a_token // 2,
+        "products_gflops": {n: round(statistics.median(r) / 1e9, 1) for n, r in bare.items()},
+        "ways": [
+            {
+                "way": way,
+                "tokens_run": tokens[way],
+                "median_s": round(statistics.median(seconds[way]), 2),
+                "gflops": round(statistics.median(rates[way]) / 1e9, 1),
+                "share_of": {
+                    name: round(median_share(rates[way], rate[at :: len(ways)]), 3)
+                    for name, rate in bare.items()
+                },
+            }
+            for at, way in enumerate(ways)
+        ],
+        "profile": where_time_goes(partial(scorer.score_groups, passes[-1])),
+    }
+
+
+def unshared(groups: Groups) -> Groups:
+    """Each text in a group of its own."""
+    return [[text] for group in groups for text in group]
+
+
+def median_share(rates: Sequence[float], of: Sequence[float]) -> float:
+    return statistics.median(rate / bare for rate, bare in zip(rates, of, strict=True))
+
+
+def where_time_goes(call: Callable[[], Any]) -> dict[str, Any]:
+    """Shares of the wall clock by kind of operator, and the operators that took most."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        seconds = timed(call)
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
+    kinds: Counter[str] = Counter()
+    for name, taken in spent.items():
+        kinds[kind_of(name)] += taken / seconds
+    kinds["outside of operators"] = 1 - sum(kinds.values())
+    most = sorted(spent, key=lambda name: -spent[name])[:15]
+    return {
+        "shares": {kind: round(share, 3) for kind, share in kinds.most_common()},
+        "operators": {name: [kind_of(name), round(spent[name] / seconds, 3)] for name in most},
+    }
+
+
+def kind_of(operator: str) -> str:
+    return next((kind for kind, names in KINDS.items() if re.search(names, operator)), "other")
+
+
+def as_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    products = list(runs[0]["products_gflops"])
+    head = ["dtype", "way", "GFLOP/s", *(f"share of {name}" for name in products)]
+    rates = [
+        [run["dtype"], way["way"], way["gflops"], *(way["share_of"][name] for name in products)]
+        for run in runs
+        for way in run["ways"]
+    ]
+    bare = [
+        [run["dtype"], f"products by {name}", rate, *[""] * len(products)]
+        for run in runs
+        for name, rate in run["products_gflops"].items()
+    ]
+    kinds = [*KINDS, "other", "outside of operators"]
+    shares = [
+        [run["dtype"], *(f"{run['profile']['shares'].get(kind, 0):.0%}" for kind in kinds)]
+        for run in runs
+    ]
+    return f"{as_table(head, rates + bare)}\n\n{as_table(['dtype', *kinds], shares)}"
+
+
+if __name__ == "__main__":
+    main()
