@@ -26,7 +26,7 @@ check: .venv/dev
 	scripts/check
 
 bench: .venv/dev
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers/run.py
 	$(BIN)/python benchmarks/scale.py
 
 .venv/python:

@@ -2,26 +2,22 @@
 
     python benchmarks/guarantees.py
 
-Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: 12 of the example pairs. Prints
-and writes JSON. The layouts take turns, so that a machine that slows down slows all of them down.
+Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: 12 pairs a pass. Prints and
+writes JSON. The layouts take turns, so that a machine that slows down slows all of them down.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from hh import cpu_name
-from peers import ROOT, pairs
+from common import RESULTS, hardware, pairs, smollm2, versions, write
 
 from rayreward import ModelConfig, PoolConfig, Scorer
+from rayreward.allocator import keep_freed_memory
 from rayreward.invariance import find_dependence
 from rayreward.types import Text
 
@@ -36,15 +32,10 @@ def timed(call: Any) -> float:
 
 def main() -> None:
     torch.set_num_threads(2)
-    model = subprocess.check_output([sys.executable, ROOT / "examples/smollm2.py"], text=True)
-    runs = [measure(model.strip(), dtype) for dtype in ("float32", "bfloat16")]
-    result = {
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "torch": torch.__version__,
-        "runs": runs,
-    }
-    path = Path(__file__).parent / "results" / "guarantees.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    keep_freed_memory()
+    runs = [measure(smollm2(), dtype) for dtype in ("float32", "bfloat16")]
+    result = {"hardware": hardware(), "versions": versions(), "rows": pairs(1)[0], "runs": runs}
+    write(RESULTS / "guarantees.json", result)
     print(json.dumps(result, indent=1))
 
 
@@ -56,7 +47,9 @@ def measure(model: str, dtype: Any) -> dict[str, Any]:
     )
     layouts: dict[str, list[float]] = {"flat": [], "padded": [], "single": []}
     for pass_ in range(PASSES):
-        groups = [[Text("", text) for text in group] for group in pairs(pass_)]
+        _, rows = pairs(12 * (pass_ + 1))
+        sides = ("chosen", "rejected")
+        groups = [[Text(r.get("prompt", ""), r[side]) for side in sides] for r in rows[-12:]]
         for layout, seconds in layouts.items():
             scorer._model.layout = layout  # type: ignore[assignment]
             seconds.append(timed(lambda groups=groups: scorer.score_groups(groups)))

@@ -44,7 +44,7 @@ class ModelConfig:
     """What happens to a longer text: no reward and a reason, or its start or end is cut off."""
 
     max_batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens in a batch, padding included. "auto": 4,096 on a CPU; on a GPU up to 16,384, as many
+    """Tokens in a batch, padding included. "auto": 8,192 on a CPU; on a GPU up to 16,384, as many
     as its free memory holds. Where max_length is left open, a text longer than this is a batch of
     its own."""
 

