@@ -18,13 +18,15 @@ from environments import BUILD, Unavailable, python_of
 HERE = Path(__file__).parent
 THREADS = 2
 SETTINGS = {
-    "OMP_WAIT_POLICY": "PASSIVE",
     "OMP_NUM_THREADS": str(THREADS),
     "MKL_NUM_THREADS": str(THREADS),
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+ON_RAY = ("ours", "ray_data")
+"""Never stopped between requests: Ray's processes watch one another, and are idle when not asked."""
+
 PATIENCE_S = 600.0
 """A peer that takes longer, to start or for a request, has failed."""
 
@@ -73,6 +75,7 @@ class Worker:
             raise
         self.start_s = round(time.perf_counter() - started, 1)
         self.versions, self.batch_sizes = ready["versions"], ready["batch_sizes"]
+        self._signal(signal.SIGSTOP)
 
     def score(self, groups: list[list[str]], batch_size: int | None) -> dict[str, Any]:
         """Its reply: `rewards`, what it says it took in `own_s`, what was waited in `asked_s`.
@@ -80,6 +83,7 @@ class Worker:
         Raises:
             PeerFailed: It can't, it has died, or its rewards are not a number for each text.
         """
+        self._signal(signal.SIGCONT)
         started = time.perf_counter()
         with contextlib.suppress(OSError):  # it has died, and _receive says so
             print(
@@ -89,6 +93,7 @@ class Worker:
             )
         reply = self._receive()
         reply["asked_s"] = time.perf_counter() - started
+        self._signal(signal.SIGSTOP)
         finite = [reward for reward in reply["rewards"] if math.isfinite(reward)]
         if len(finite) != sum(map(len, groups)):
             raise PeerFailed("not every text has a finite reward")
@@ -113,6 +118,7 @@ class Worker:
 
     def end(self, patience_s: float) -> None:
         """Closes its stdin, at which it ends; what is left after a while is killed."""
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -120,6 +126,15 @@ class Worker:
         self._kill()
         self.process.wait()
         self.process.stdout.close()
+
+    def _signal(self, what: signal.Signals) -> None:
+        """Stops a peer while others have their turn, or lets it go on.
+
+        Some poll while they wait, such as vLLM's workers, and take the cores from the others.
+        """
+        if self.peer not in ON_RAY:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, what)
 
     def _kill(self) -> None:
         """Kills the process and all that it started: they are a process group."""

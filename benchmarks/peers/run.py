@@ -6,9 +6,8 @@
 Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
 started once for each dtype. Every pass has other rows, which all get, one after the other, in
 another order each pass: a machine that slows down slows all of them down. Where a peer takes a
-batch size, it gets the one that was fastest on other rows of the workload. Waiting threads sleep
-(OMP_WAIT_POLICY), which RayReward sees to by itself: beside a busy process, threads that spin while
-they wait make the others many times slower.
+batch size, it gets the one that was fastest on other rows of the workload. Who has not its turn is
+stopped, since some peers poll while they wait.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
 ratio to RayReward within a pass. Rewards are compared, so that nobody wins by being wrong. A peer
