@@ -44,9 +44,9 @@ class ModelConfig:
     """What happens to a longer text: no reward and a reason, or its start or end is cut off."""
 
     max_batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens in a batch, padding included. "auto": 8,192 on a CPU; on a GPU up to 16,384, as many
-    as its free memory holds. Where max_length is left open, a text longer than this is a batch of
-    its own."""
+    """Tokens in a batch, padding included. "auto": on a CPU 8,192, or 1,024 where batches are
+    padded; on a GPU up to 16,384, as many as its free memory holds. Where max_length is left open,
+    a text longer than this is a batch of its own."""
 
     batch_invariant: bool | Literal["auto"] = "auto"
     """Whether a reward must keep its bits whatever shares its batch. "auto": where that costs

@@ -25,7 +25,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 ON_RAY = ("ours", "ray_data")
-"""Never stopped between requests: Ray's processes watch one another, and are idle when not asked."""
+"""Never stopped between requests: Ray's processes watch one another, and idle when not asked."""
 
 PATIENCE_S = 600.0
 """A peer that takes longer, to start or for a request, has failed."""

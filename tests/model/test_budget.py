@@ -23,8 +23,11 @@ def test_budget_is_a_power_of_two_that_memory_holds(
     assert fitting(free_gib * GIB, kib_per_token * 1024) == expected
 
 
-def test_budget_on_a_cpu_is_fixed_and_given_one_is_kept(tmp_path: Path) -> None:
-    path = str(make_checkpoint(tmp_path))
-    assert Scorer.load(ModelConfig(model=path, seed=1)).fingerprint().max_batch_tokens == 8_192
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", 8_192), ("bloom", 1_024)])
+def test_budget_on_a_cpu_goes_by_the_layout_and_a_given_one_is_kept(
+    tmp_path: Path, architecture: str, expected: int
+) -> None:
+    path = str(make_checkpoint(tmp_path, architecture))
+    assert Scorer.load(ModelConfig(model=path, seed=1)).fingerprint().max_batch_tokens == expected
     given = Scorer.load(ModelConfig(model=path, seed=1, max_batch_tokens=99)).fingerprint()
     assert given.max_batch_tokens == 99
