@@ -1,6 +1,6 @@
 """RayReward against what somebody would use instead, on the same rows and the same checkpoint.
 
-    python benchmarks/peers/run.py [--passes 3] [--dtype float32 bfloat16] [--workload pairs …]
+    python benchmarks/peers/run.py [--passes 2] [--dtype float32 bfloat16] [--workload pairs …]
                                    [--peers loop vllm_cpu …] [--result FILE]
 
 Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
@@ -53,7 +53,7 @@ Json = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
