@@ -58,6 +58,8 @@ class Birth:
     fingerprint: Fingerprint
     node: str
     pid: int
+    threads: int
+    """That it computes with on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +235,7 @@ class RewardActor:
         import ray
 
         node = ray.get_runtime_context().get_node_id()
-        return Birth(self.fingerprint(), node, os.getpid())
+        return Birth(self.fingerprint(), node, os.getpid(), self._threads)
 
     @property
     def _loaded(self) -> Scorer:

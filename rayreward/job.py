@@ -114,7 +114,8 @@ def run_job(
         busy_share=time_spent.busy_share(len(dispatcher.actors)),
     )
     if not job.output.finished:
-        job.output.finish(_manifest(job, report, started))
+        threads = max(birth.threads for birth in dispatcher.births.values())
+        job.output.finish(_manifest(job, report, started, threads))
     return report
 
 
@@ -237,7 +238,7 @@ def _score_missing(
     return time_spent
 
 
-def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, Any]:
+def _manifest(job: PreparedJob, report: JobReport, started: float, threads: int) -> dict[str, Any]:
     return {
         "version": _FORMAT_VERSION,
         "provenance": dict(report.provenance),
@@ -247,6 +248,7 @@ def _manifest(job: PreparedJob, report: JobReport, started: float) -> dict[str, 
         "accuracy": report.accuracy,
         "mean_margin": report.mean_margin,
         "actors": report.actors,
+        "threads": threads,
         "quarantined": list(report.quarantined),
         "started_unix_s": started,
         "elapsed_s": report.elapsed_s,

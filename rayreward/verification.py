@@ -10,12 +10,14 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
@@ -93,16 +95,28 @@ def verify_output(
     rows = _check_rows(directory.path, manifest, plan)
     if not (files.ok and rows.ok):
         return Verification((files, rows))
-    scorer = load(_model_config(manifest, model))
     then = Fingerprint.from_dict(manifest["provenance"]["fingerprint"])
-    return Verification(
-        (
-            files,
-            rows,
-            _check_model(then, scorer.fingerprint()),
-            _check_rewards(directory.path, manifest, scorer, then, sample),
+    with _computing_with(manifest.get("threads")):
+        scorer = load(_model_config(manifest, model))
+        return Verification(
+            (
+                files,
+                rows,
+                _check_model(then, scorer.fingerprint()),
+                _check_rewards(directory.path, manifest, scorer, then, sample),
+            )
         )
-    )
+
+
+@contextmanager
+def _computing_with(threads: int | None) -> Iterator[None]:
+    """Computes with as many threads as the actors did: bits of padded batches depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_files(path: Path, manifest: Mapping[str, Any]) -> Finding:
