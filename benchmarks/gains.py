@@ -18,8 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,14 +26,13 @@ from unittest.mock import patch
 import torch
 from common import RESULTS, as_table, hardware, pairs, smollm2, versions, write
 
-from rayreward import ModelConfig, Scorer, attention, model
+from rayreward import ModelConfig, Scorer, model
 from rayreward.allocator import keep_freed_memory
 from rayreward.types import Reward, Text
 
 WITHOUT: dict[str, str] = {
     "weights in oneDNN's order": "weights in plain order, by F.linear",
-    "matrix products for attention in bfloat16": "SDPA's kernel",
-    "heads with the same keys in one product": "a product for each head",
+    "a kernel of our own for attention": "blocks, by SDPA's kernel",
     "prefixes once": "prefixes again for each text",
     "8,192 tokens a batch": "2,048 tokens",
     "all of it, and no padding": "transformers' own forward, padded and sorted by length",
@@ -84,24 +82,12 @@ def rewards(scorer: Scorer, rows: list[list[Text]]) -> list[float]:
     return [o.value for group in found for o in group if isinstance(o, Reward)]
 
 
-@contextmanager
-def each_head_by_itself() -> Iterator[None]:
-    """Keys and values are repeated for the heads that share them, as transformers' eager has it."""
-    attend = attention.Blocks.attend
-
-    def repeated(self: Any, queries: Any, keys: Any, values: Any, score: Any) -> Any:
-        times = queries.shape[1] // keys.shape[1]
-        keys, values = (x.repeat_interleave(times, dim=1) for x in (keys, values))
-        return attend(self, queries, keys, values, score)
-
-    with patch.object(attention.Blocks, "attend", repeated):
-        yield
-
-
 def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ours = load(dtype)
     with patch.object(model, "pack_linear_layers", lambda *_: None):
         plain = load(dtype)
+    with patch.object(model, "find_kernels", lambda: "none"):
+        blocks = load(dtype)
     unshared, small = load(dtype, share_prefixes=False), load(dtype, max_batch_tokens=2_048)
 
     def padded(rows: list[list[Text]]) -> list[float]:
@@ -111,25 +97,14 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         ):
             return rewards(plain, rows)
 
-    def by_sdpa(rows: list[list[Text]]) -> list[float]:
-        with patch.object(attention, "_matmul_is_faster", lambda _: False):
-            return rewards(ours, rows)
-
-    def by_head(rows: list[list[Text]]) -> list[float]:
-        with each_head_by_itself():
-            return rewards(ours, rows)
-
     ways: dict[str, Callable[[list[list[Text]]], list[float]]] = {
         "": lambda rows: rewards(ours, rows),
         "weights in oneDNN's order": lambda rows: rewards(plain, rows),
-        "matrix products for attention in bfloat16": by_sdpa,
-        "heads with the same keys in one product": by_head,
+        "a kernel of our own for attention": lambda rows: rewards(blocks, rows),
         "prefixes once": lambda rows: rewards(unshared, rows),
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
         "all of it, and no padding": padded,
     }
-    if dtype != "bfloat16":
-        del ways["matrix products for attention in bfloat16"]
     seconds, apart = take_turns(ways, dtype, arguments)
     return [
         {

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from common import (
     RESULTS,
     as_table,
@@ -43,10 +42,12 @@ from common import (
     versions,
     write,
 )
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 
 from rayreward import ModelConfig, Scorer
+from rayreward.packing import PackedLinear
 from rayreward.types import Group, Text
 
 ROWS = 2_048
@@ -61,7 +62,6 @@ KINDS = {
 """Which operators belong together: the first pattern that fits. Copies change type or order."""
 
 Groups = list[list[Text]]
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Counting:
@@ -86,35 +86,29 @@ class Products:
     def __init__(self, shapes: Counter[tuple[int, int]], dtype: torch.dtype) -> None:
         self.flops = sum(2 * ROWS * rows * columns * n for (rows, columns), n in shapes.items())
         self._times = list(shapes.values())
-        weights = [torch.randn(shape).to(dtype) for shape in shapes]
         self._rows = [torch.randn(ROWS, columns).to(dtype) for _, columns in shapes]
-        reorder = torch.ops.mkldnn._reorder_linear_weight
-        self._ways: dict[str, tuple[Product, list[torch.Tensor]]] = {
-            "F.linear": (F.linear, weights),
-            "oneDNN, ordered": (_by_onednn, [reorder(weight, ROWS) for weight in weights]),
+        plain = [nn.Linear(*shape[::-1], bias=False, dtype=dtype) for shape in shapes]
+        plain = [layer.requires_grad_(False) for layer in plain]
+        self._ways: dict[str, list[nn.Module]] = {
+            "F.linear": plain,
+            "oneDNN, ordered": [PackedLinear(layer) for layer in plain],
         }
 
     def rates(self) -> dict[str, float]:
         """FLOP/s of the whole body, were there nothing else."""
         return {
-            name: self.flops / sum(map(self._seconds, self._times, self._layers(product, weights)))
-            for name, (product, weights) in self._ways.items()
+            name: self.flops / sum(map(self._seconds, self._times, self._calls(layers)))
+            for name, layers in self._ways.items()
         }
 
-    def _layers(self, product: Product, weights: list[torch.Tensor]) -> list[Callable[[], Any]]:
-        layers = zip(self._rows, weights, strict=True)
-        return [partial(product, rows, weight) for rows, weight in layers]
+    def _calls(self, layers: list[nn.Module]) -> list[Callable[[], Any]]:
+        return [partial(layer, rows) for layer, rows in zip(layers, self._rows, strict=True)]
 
     @staticmethod
     def _seconds(times: int, layer: Callable[[], Any]) -> float:
         """What a layer takes that occurs so many times; a few calls are timed."""
         layer()
         return times * statistics.median(timed(layer) for _ in range(5))
-
-
-def _by_onednn(rows: torch.Tensor, ordered: torch.Tensor) -> torch.Tensor:
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, ordered, None, "none", [], "")
-    return product
 
 
 def timed(call: Callable[[], Any]) -> float:

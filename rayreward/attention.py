@@ -7,7 +7,8 @@ token's position alone: not on how long its text is, nor on what shares the batc
 its prefix is shared. An encoder's block holds a whole text, filled up to a multiple of 64: there a
 token sees what follows it, and the shape depends on the text's own length.
 
-`Spans` hands the texts as they are to the variable-length kernel that torch has for GPUs.
+`Spans` hands the texts as they are to the variable-length kernel that torch has for GPUs,
+`Compiled` to our own for CPUs, which sums in one order by construction.
 
 Knows torch; does not know models, heads or how a batch was chosen.
 """
@@ -25,6 +26,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from numpy.typing import NDArray
 from torch.nn.attention.varlen import varlen_attn
+from torch.profiler import record_function
+
+from rayreward.native import Kernels, find_kernels
 
 BLOCK = 64
 """Queries in a block, or what they are a multiple of: few enough that little is wasted on a text's
@@ -32,7 +36,7 @@ last ones, enough for the kernel to be efficient."""
 
 Index = NDArray[np.int64]
 
-Kernel = Literal["varlen", "blocks"]
+Kernel = Literal["compiled", "varlen", "blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,12 @@ def make_attention(
         device: Where the stream is.
         causal: Whether a token sees those before it only, or all of its text.
     """
-    kind: Callable[..., Attention] = Blocks if kernel == "blocks" else Spans
-    return kind(texts, owned_from, device, causal=causal)
+    kinds: dict[Kernel, Callable[..., Attention]] = {
+        "compiled": Compiled,
+        "varlen": Spans,
+        "blocks": Blocks,
+    }
+    return kinds[kernel](texts, owned_from, device, causal=causal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +139,7 @@ class Blocks:
     ) -> torch.Tensor:
         """As in `Attention`."""
         result = queries.new_zeros((*queries.shape[:2], values.shape[2]))
-        by_matmul = score.softcap is not None or _matmul_is_faster(queries)
-        compute = _by_matmul if by_matmul else _by_sdpa
+        compute = _by_sdpa if score.softcap is None else _by_matmul
         for shape in self.shapes:
             q, k, v = queries[shape.queries], keys[shape.keys], values[shape.keys]
             repeats = q.shape[2] // k.shape[2]
@@ -199,30 +206,11 @@ def _by_sdpa(
 def _by_matmul(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, score: Score
 ) -> torch.Tensor:
-    """As transformers' eager attention. Source: its Gemma2 eager_attention_forward."""
+    """With a soft cap, which SDPA has not. Source: transformers' Gemma2 eager_attention_forward."""
+    assert score.softcap is not None
     scaling = q.shape[-1] ** -0.5 if score.scaling is None else score.scaling
-    batch = q.shape[:2]
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    hidden = hidden.expand(-1, len(q) // len(hidden), -1, -1).flatten(0, 1).expand(len(q), -1, -1)
-    if score.softcap is None:
-        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling)
-    else:
-        scores = q @ k.transpose(1, 2) * scaling
-        scores = torch.tanh(scores / score.softcap) * score.softcap + hidden
-    attended: torch.Tensor = (scores.softmax(-1) @ v).unflatten(0, batch)
-    return attended
-
-
-@cache
-def _bfloat16_matmul() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-def _matmul_is_faster(queries: torch.Tensor) -> bool:
-    """Whether plain products beat SDPA's kernel: in bfloat16 on a CPU, where they go to oneDNN."""
-    return queries.device.type == "cpu" and queries.dtype is torch.bfloat16 and _bfloat16_matmul()
+    scores = torch.tanh(q @ k.transpose(2, 3) * scaling / score.softcap) * score.softcap
+    return (scores + hidden).softmax(-1) @ v
 
 
 @lru_cache(maxsize=1024)
@@ -327,3 +315,67 @@ def _varlen_options() -> dict[str, Any]:
     """
     known = inspect.signature(varlen_attn).parameters
     return {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in known}
+
+
+class Compiled:
+    """Attention by our own kernel for CPUs (`rayreward.native`). Implements `Attention`."""
+
+    def __init__(
+        self,
+        texts: Sequence[Index],
+        owned_from: Sequence[int],
+        device: torch.device,
+        *,
+        causal: bool,
+    ) -> None:
+        """Takes what `make_attention` does.
+
+        Raises:
+            ValueError: There is no such kernel here.
+        """
+        kernels = find_kernels()
+        if not isinstance(kernels, Kernels) or device.type != "cpu":
+            raise ValueError(f"no compiled kernel on {device}: {kernels}")
+        self.causal = causal
+        self._compute = kernels.attention
+        self._places = np.concatenate(texts)
+        self._lengths = np.array([len(text) for text in texts])
+        self._owned_from = np.array(owned_from)
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
+    ) -> torch.Tensor:
+        """As in `Attention`.
+
+        Raises:
+            ValueError: The tensors are neither float32 nor bfloat16.
+        """
+        if queries.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the compiled kernel has no {queries.dtype}")
+        queries, keys, values = (
+            x if x.stride(2) == 1 else x.contiguous() for x in (queries, keys, values)
+        )
+        depth, kv_heads = queries.shape[2], keys.shape[1]
+        results = queries.new_zeros((*queries.shape[:2], values.shape[2]))
+        tensors = (queries, keys, values, results)
+        strides = np.array([x.stride()[:2] for x in tensors])
+        with record_function("rayreward::attention"):
+            self._compute(
+                queries.dtype is torch.bfloat16,
+                *(x.data_ptr() for x in tensors),
+                strides.ctypes.data,
+                kv_heads,
+                queries.shape[1] // kv_heads,
+                depth,
+                values.shape[2],
+                self._places.ctypes.data,
+                self._lengths.ctypes.data,
+                self._owned_from.ctypes.data,
+                len(self._lengths),
+                depth**-0.5 if score.scaling is None else score.scaling,
+                score.softcap or 0.0,
+                score.window or 0,
+                self.causal,
+                torch.get_num_threads(),
+            )
+        return results

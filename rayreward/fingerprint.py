@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayreward.native import Kernels, find_kernels
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,6 +35,8 @@ class Environment:
     """Version that torch was built with, for a GPU."""
     driver: str | None = None
     """The GPU driver's version, where the system tells it."""
+    kernels: str | None = None
+    """The compiled CPU kernels (`rayreward.native`); null where there are none, or for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Fingerprint:
     share_prefixes: bool
     max_batch_tokens: int
     attention: str
+    """What computes it: a kernel of `rayreward.attention`, or transformers' function."""
     layout: str
     """`flat`, `padded` or `single` (`rayreward.model`)."""
     batch_invariant: str
@@ -105,6 +110,7 @@ def find_environment(device: torch.device) -> Environment:
     import transformers
 
     on_gpu = device.type == "cuda"
+    kernels = None if on_gpu else find_kernels()
     return Environment(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -114,6 +120,7 @@ def find_environment(device: torch.device) -> Environment:
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         cuda=torch.version.cuda if on_gpu else None,
         driver=_driver() if on_gpu else None,
+        kernels=kernels.identity if isinstance(kernels, Kernels) else None,
     )
 
 

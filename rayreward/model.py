@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from rayreward.attention import Kernel, on_device
 from rayreward.flat import ROWS_MULTIPLE, lay_out, run
 from rayreward.head import Head, is_head
-from rayreward.packing import pack_linear_layers
+from rayreward.native import Kernels, find_kernels
+from rayreward.packing import PackedLinear, pack_linear_layers
 from rayreward.types import Group
 
 HeadOrigin = Literal["trained", "seeded"]
@@ -76,6 +77,11 @@ class RewardModel:
             pack_linear_layers(module, lambda name: not is_head(name, prefix))
 
     @property
+    def attention(self) -> str:
+        """What computes attention: a kernel of `rayreward.attention`, or transformers' function."""
+        return self._kernel if self.layout == "flat" else self.loaded.attention
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether what the texts of a group have in common runs once.
 
@@ -85,9 +91,15 @@ class RewardModel:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every live weight and stored buffer of head and body with its name, sorted by name."""
-        body = dict(self._module.state_dict())
-        for name, tensor in sorted({**body, **self.head.tensors}.items()):
-            yield name, tensor.to_dense() if tensor.is_mkldnn else tensor
+        packed = {
+            n: m
+            for n, m in self._module.named_modules(remove_duplicate=False)
+            if isinstance(m, PackedLinear)
+        }
+        held = {**self._module.state_dict(), **self.head.tensors}
+        for name, tensor in sorted(held.items()):
+            layer, _, part = name.rpartition(".")
+            yield name, packed[layer].plain()[part] if layer in packed else tensor
 
     def derived(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The live buffers that no checkpoint stores, such as rotary frequencies, by name."""
@@ -164,7 +176,12 @@ class RewardModel:
     def _kernels(self) -> tuple[Kernel, ...]:
         """What could compute attention here, the fastest first."""
         half = self._module.dtype in (torch.bfloat16, torch.float16)
-        return ("varlen", "blocks") if self.device.type == "cuda" and half else ("blocks",)
+        kernels: list[Kernel] = ["blocks"]
+        if self.device.type == "cuda" and half:
+            kernels.insert(0, "varlen")
+        if self.device.type == "cpu" and isinstance(find_kernels(), Kernels):
+            kernels.insert(0, "compiled")
+        return tuple(kernels)
 
     def _comes_close(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
         turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]

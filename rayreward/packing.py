@@ -4,6 +4,9 @@ On a CPU a product with weights in that order is faster than with weights row by
 same bits. The ordered weights take the place of the plain ones, so that memory holds them once, and
 can be put back into plain order, so that a hash sees what rewards are computed from.
 
+A processor without instructions for half precision would take several times as long as for float32:
+there the weights are held as float32, products are computed in it and rounded once.
+
 Knows torch's modules; does not know what they are part of.
 """
 
@@ -26,23 +29,37 @@ class PackedLinear(nn.Module):
     """`nn.Linear` on a CPU.
 
     Attributes:
-        weight: In oneDNN's order; `weight.to_dense()` is `(out, in)`.
+        weight: In oneDNN's order, perhaps wider than `dtype`.
         bias: `(out,)`, or null.
+        dtype: Of the layer that this one replaces, and of its results.
     """
 
     weight: torch.Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", packed(linear.weight.detach()))
-        self.bias = linear.bias
+        self.dtype = linear.weight.dtype
+        self._wide = self.dtype if multiplies(self.dtype) else torch.float32
+        self.register_buffer("weight", packed(linear.weight.detach().to(self._wide)))
+        self.bias = (
+            None
+            if linear.bias is None
+            else nn.Parameter(linear.bias.detach().to(self._wide), requires_grad=False)
+        )
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """`(…, in)` to `(…, out)`. By the operator that torch.compile takes for linear layers."""
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.weight, self.bias, "none", [], ""
+            rows.to(self._wide), self.weight, self.bias, "none", [], ""
         )
-        return product
+        return product.to(self.dtype)
+
+    def plain(self) -> dict[str, torch.Tensor]:
+        """Weight `(out, in)` and bias as the layer that this one replaces had them, bit for bit."""
+        held = {"weight": self.weight.to_dense()}
+        if self.bias is not None:
+            held["bias"] = self.bias
+        return {name: tensor.to(self.dtype) for name, tensor in held.items()}
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
@@ -51,13 +68,20 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     return ordered
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this processor has instructions for products in this precision."""
+    match dtype:
+        case torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        case torch.float16:
+            return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype is torch.float32
+
+
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes with such weights on this machine."""
-    if platform.machine() not in _MACHINES or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype is torch.float32 or (
-        dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    """Whether oneDNN computes here with weights of this precision, or with the same ones wider."""
+    here = platform.machine() in _MACHINES and torch.backends.mkldnn.is_available()
+    return here and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pack_linear_layers(module: nn.Module, wanted: Callable[[str], bool]) -> None:

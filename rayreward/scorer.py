@@ -227,7 +227,7 @@ class Scorer:
             pad_id=self._model.pad_id,
             share_prefixes=self._config.share_prefixes,
             max_batch_tokens=self._max_batch_tokens,
-            attention=loaded.attention,
+            attention=self._model.attention,
             layout=self._model.layout,
             batch_invariant=self._invariance,
             derived=proof.derived,

@@ -186,6 +186,6 @@ def make_checkpoint(
 
 def flip_one_bit(layer: PackedLinear) -> None:
     """Flips the lowest bit of one weight of a loaded model's layer, where it is kept."""
-    weight = layer.weight.to_dense()
+    weight = layer.plain()["weight"]
     weight.view(torch.int32)[3, 5] ^= 1
     layer.weight = packed(weight)

@@ -1,4 +1,4 @@
-"""attention: each kernel is plain attention over each text; in blocks a token keeps its bits."""
+"""attention: each kernel is plain attention over each text; on a CPU a token keeps its bits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import pytest
 import torch
 
 from rayreward import attention
-from rayreward.attention import Blocks, Score, Spans, make_attention
+from rayreward.attention import Blocks, Compiled, Score, Spans, make_attention
 from rayreward.flat import lay_out
+from rayreward.native import find_kernels
 from rayreward.types import Group
 
 CPU = torch.device("cpu")
+COMPILED = pytest.param(
+    "compiled",
+    marks=pytest.mark.skipif(
+        isinstance(find_kernels(), str), reason=f"no compiled kernels here: {find_kernels()}"
+    ),
+)
 PLAIN = Score(None, None, None)
 SCORES = [PLAIN, Score(0.3, None, None), Score(None, 20, None), Score(None, None, 2.0)]
 
@@ -84,7 +91,7 @@ def by_definition(
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("score", SCORES, ids=["plain", "scaled", "window", "softcap"])
-@pytest.mark.parametrize("kernel", ["blocks", "varlen"])
+@pytest.mark.parametrize("kernel", [COMPILED, "blocks", "varlen"])
 def test_every_text_is_attended_to_as_if_alone(
     kernel: Any, score: Score, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,8 +115,9 @@ def test_every_text_is_attended_to_as_if_alone(
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [True, False])
-def test_g3_blocks_keep_their_bits_beside_any_number_of_others(
-    causal: bool, dtype: torch.dtype
+@pytest.mark.parametrize("kernel", [COMPILED, "blocks"])
+def test_g3_tokens_keep_their_bits_beside_any_number_of_others(
+    kernel: Any, causal: bool, dtype: torch.dtype
 ) -> None:
     """G3, bitwise: short texts and long ones, alone and beside 1 to 60 of like length."""
     for length in (5, 64, 200, 1_500):
@@ -117,18 +125,100 @@ def test_g3_blocks_keep_their_bits_beside_any_number_of_others(
         q, k, v = tensors(length * together, dtype)
         places = [np.arange(n * length, (n + 1) * length) for n in range(together)]
         for number in (1, 2, 3, together):
-            blocks = Blocks(places[:number], [0] * number, CPU, causal=causal)
-            found = blocks.attend(q, k, v, PLAIN)
+            crowd = make_attention(kernel, places[:number], [0] * number, CPU, causal=causal)
+            found = crowd.attend(q, k, v, PLAIN)
             for chosen in {0, number - 1}:
-                alone = Blocks([places[chosen]], [0], CPU, causal=causal)
+                alone = make_attention(kernel, [places[chosen]], [0], CPU, causal=causal)
                 expected = alone.attend(q, k, v, PLAIN)[places[chosen]]
                 assert torch.equal(found[places[chosen]], expected)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("score", SCORES, ids=["plain", "scaled", "window", "softcap"])
+@pytest.mark.parametrize("kernel", [COMPILED, "blocks"])
+def test_g3_tokens_keep_their_bits_with_prefixes_shared_anywhere(
+    kernel: Any, score: Score, dtype: torch.dtype
+) -> None:
+    """G3, bitwise: wherever a text is cut into what it shares and what it does not."""
+    length = 333
+    q, k, v = tensors(length, dtype)
+    text = np.arange(length)
+    expected = make_attention(kernel, [text], [0], CPU, causal=True).attend(q, k, v, score)
+    for shared in (1, 5, 63, 64, 65, 100, 256, 332):
+        owned = text[shared:]
+        rest = make_attention(kernel, [text], [shared], CPU, causal=True).attend(q, k, v, score)
+        assert torch.equal(rest[owned], expected[owned])
+        assert (rest[:shared] == 0).all()
+
+
+@pytest.mark.parametrize("kernel", [COMPILED, "blocks"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (5, 5), (12, 2), (7, 1)])
+@pytest.mark.parametrize("depth", [8, 64, 80, 96, 128, 256])
+def test_heads_of_any_number_and_width(kernel: Any, heads: int, kv_heads: int, depth: int) -> None:
+    text = np.arange(130)
+    q, k, v = (torch.randn(130, n, depth) for n in (heads, kv_heads, kv_heads))
+    v = v[:, :, : depth // 2 * 2 - 3]  # values may be narrower than keys
+    q = q.transpose(0, 1).contiguous().transpose(0, 1)  # as the model hands them over
+    found = make_attention(kernel, [text], [0], CPU, causal=True).attend(q, k, v, PLAIN)
+    expected = plainly(q, k, v, PLAIN, causal=True)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [COMPILED])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_numbers_stay_in_their_own_text(kernel: Any, broken: float) -> None:
+    """A branch that is not finite spoils neither its prefix nor the branches beside it."""
+    batch = groups((70, [20, 20]), (0, [30]))
+    stream = lay_out(batch, 0, CPU, kernel=kernel, causal=True)
+    q, k, v = tensors(stream.ids.shape[1], torch.float32)
+    expected = stream.attention.attend(q, k, v, PLAIN)
+    for x in (q, k, v):
+        x[75:80] = broken  # in the first branch
+    found = stream.attention.attend(q, k, v, PLAIN)
+    fine = np.setdiff1d(np.arange(len(q)), np.arange(70, 90))
+    assert torch.equal(found[fine], expected[fine])
+    assert found[89].isnan().all()
+
+
+@pytest.mark.parametrize("kernel", [COMPILED])
+def test_compiled_kernel_is_as_exact_as_float32_lets_it_be(kernel: Any) -> None:
+    """Also where scores are large, small, or all alike; rounding to bfloat16 happens once."""
+    text = np.arange(300)
+    q, k, v = tensors(300, torch.float32)
+    for scaling in (0.0, 1e-4, 1.0, 30.0):
+        score = Score(scaling, None, None)
+        attention_ = make_attention(kernel, [text], [0], CPU, causal=True)
+        found = attention_.attend(q, k, v, score)
+        products = (
+            q.double().transpose(0, 1) @ k.double().repeat_interleave(3, 1).permute(1, 2, 0)
+        ) * scaling
+        products += torch.full((300, 300), float("-inf"), dtype=torch.float64).triu(1)
+        expected = (
+            products.softmax(-1) @ v.double().repeat_interleave(3, 1).transpose(0, 1)
+        ).transpose(0, 1)
+        torch.testing.assert_close(found.double(), expected, atol=2e-5 * max(scaling, 0.1), rtol=0)
+    halves = [x.bfloat16() for x in (q, k, v)]
+    exact = attention_.attend(*(x.float() for x in halves), PLAIN).bfloat16()
+    assert torch.equal(attention_.attend(*halves, PLAIN), exact)
+
+
+def test_compiled_kernel_refuses_what_it_can_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not isinstance(find_kernels(), str):
+        one = make_attention("compiled", [np.arange(4)], [0], CPU, causal=True)
+        with pytest.raises(ValueError, match="no torch.float16"):
+            one.attend(*tensors(4, torch.float16), PLAIN)
+    monkeypatch.setattr(attention, "find_kernels", lambda: "no C++ compiler")
+    with pytest.raises(ValueError, match=r"no compiled kernel on cpu: no C\+\+ compiler"):
+        make_attention("compiled", [np.arange(4)], [0], CPU, causal=True)
 
 
 def test_kernels_go_by_their_names() -> None:
     places = [np.arange(4)]
     assert isinstance(make_attention("blocks", places, [0], CPU, causal=True), Blocks)
     assert isinstance(make_attention("varlen", places, [0], CPU, causal=True), Spans)
+    if not isinstance(find_kernels(), str):
+        assert isinstance(make_attention("compiled", places, [0], CPU, causal=True), Compiled)
 
 
 def test_options_of_the_kernel_are_those_that_torch_knows() -> None:
