@@ -24,7 +24,8 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
-from rayreward.dispatch import Born, Dispatcher, Done, Event, Lost, Task
+from rayreward.dispatch import Dispatcher
+from rayreward.events import Born, Done, Event, Lost, Task
 
 SHARD_S = 20.0
 STRAGGLER = (0.001, 20.0)

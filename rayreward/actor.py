@@ -5,12 +5,14 @@ An actor knows nothing of other actors, of plans or of the output beyond its own
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,11 +32,15 @@ from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
 from rayreward.shards import Shard
 from rayreward.tally import tally_columns
-from rayreward.types import Attempt, Outcome, Reward
+from rayreward.types import Attempt, Failure, Outcome, Reward, Status
 from rayreward.writing import output_schema, write_attempt
 
 if TYPE_CHECKING:
     from rayreward.scorer import Scorer
+
+_logger = logging.getLogger("rayreward")
+
+_POISON = Failure(Status.POISON, "actors died over this row, again and again, and over it alone")
 
 Batch: TypeAlias = Sequence[Any] | pa.Table | pa.RecordBatch
 HeadState: TypeAlias = dict[str, NDArray[np.float32]]
@@ -148,10 +154,20 @@ class RewardActor:
         if method == "prove":
             proof, looked_s = self._look()
             return Worked(proof, looked_s, proof, looked_s)
-        value = getattr(self, method)(*args)
+        value = self._survive(getattr(self, method), *args)
         done_s = time.monotonic()
         with self._looking:  # of two that find it due, one looks
             return Worked(value, done_s, *(self._look() if self._recheck.due else ()))
+
+    def where(self) -> str:
+        """The id of the machine in the cluster."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def pulse(self) -> int:
+        """Grows as the actor gets on; answered beside whatever it is doing."""
+        return self._scorer.batches_done if self._scorer else 0
 
     def score_batch(self, batch: Batch) -> NDArray[np.float32]:
         """Scores rows that get one reward each.
@@ -190,12 +206,21 @@ class RewardActor:
         """
         return self._loaded.score_table(table, row_format or check_schema(table.schema))
 
-    def score_shard(self, shard: Shard, context: ShardContext) -> Attempt:
+    def try_rows(self, shard: Shard, context: ShardContext, first: int, end: int) -> None:
+        """Scores some rows of a shard and keeps nothing: does one of them kill the actor?"""
+        with contextlib.suppress(Damaged):
+            rows = read_shard(shard, context.schema).slice(first, end - first)
+            self._loaded.score_table(rows, context.row_format)
+
+    def score_shard(
+        self, shard: Shard, context: ShardContext, poison: Sequence[int] = ()
+    ) -> Attempt:
         """Reads a shard, scores it, and writes an attempt file under a name of its own.
 
         Args:
             shard: What to read.
             context: What all shards of the job have in common.
+            poison: Numbers of its rows that killed actors: they get no reward.
 
         Raises:
             DataError: The input has changed since it was planned, or can't be read here.
@@ -204,7 +229,8 @@ class RewardActor:
         time_spent = ModelTime()
         try:
             rows = read_shard(shard, context.schema)
-            added = self._loaded.score_table(rows, context.row_format, time_spent)
+            given_up = dict.fromkeys(poison, _POISON)
+            added = self._loaded.score_table(rows, context.row_format, time_spent, given_up)
         except Damaged as error:
             nulls = [pa.array([None] * shard.rows, field.type) for field in context.schema]
             rows = pa.table(nulls, names=context.schema.names)
@@ -215,6 +241,17 @@ class RewardActor:
         path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")
         attempt = write_attempt(path, shard.index, result, tally_columns(kind, added))
         return replace(attempt, time_spent=time_spent)
+
+    @staticmethod
+    def _survive(call: Callable[..., Any], *args: Any) -> Any:
+        """Calls; where the GPU itself has failed, ends the process, which can't use it any more."""
+        import torch
+
+        try:
+            return call(*args)
+        except torch.AcceleratorError as error:
+            _logger.error("the device failed, and this process with it: %s", error)
+            os._exit(1)
 
     def _score_single_table(self, table: pa.Table) -> NDArray[np.float32]:
         row_format = check_schema(table.schema)
@@ -232,10 +269,7 @@ class RewardActor:
             return self._loaded.prove(), looked_s
 
     def _birth(self) -> Birth:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        return Birth(self.fingerprint(), node, os.getpid(), self._threads)
+        return Birth(self.fingerprint(), self.where(), os.getpid(), self._threads)
 
     @property
     def _loaded(self) -> Scorer:

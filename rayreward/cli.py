@@ -7,6 +7,7 @@ SIGTERM, to be resumed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
@@ -37,7 +38,8 @@ class Score:
         from rayreward.pool import RewardPool
 
         job = prepare_job(self.job, self.model)
-        with RewardPool.from_config(self.model, self.pool) as pool:
+        config = dataclasses.replace(self.pool, min_actors=self.pool.min_actors or 1)
+        with RewardPool.from_config(self.model, config) as pool:
             report = pool.run_job(job)
         print(report)
         if report.too_many_failed:

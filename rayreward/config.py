@@ -87,6 +87,11 @@ class PoolConfig:
     num_actors: int | Literal["auto"] = "auto"
     """Model replicas. "auto": one per GPU of the cluster, or without GPUs one per machine."""
 
+    min_actors: int | None = None
+    """With how many work may begin, and without how many it may not go on; the others join when
+    the cluster has room. None: a job begins with the first, a pool once it is known of each
+    whether there is room for it."""
+
     num_gpus_per_actor: float | None = None
     """GPUs that each actor reserves, at most 1. None: 1 where the cluster has GPUs, else 0."""
 
@@ -102,8 +107,12 @@ class PoolConfig:
     """Shards or slices handed to an actor at once: one being scored, the rest waiting for it."""
 
     max_attempts: int = 3
-    """Actors that may die over the same shard, or be found wrong in the same place, before the job
-    gives up."""
+    """Actors that may die over the same shard before the row that kills them is looked for, which
+    then gets no reward; or be found wrong in the same place before the job gives up. Machines that
+    go, taken back or broken, do not count."""
+
+    silent_after_s: float = 900.0
+    """Seconds that a busy actor may go without finishing a batch. After that it is replaced."""
 
     head_sync: Literal["verify", "broadcast"] = "verify"
     """Where an untrained head comes from. "verify": each actor draws it, and all must agree.
@@ -133,7 +142,15 @@ class PoolConfig:
             )
         if self.num_cpus_per_actor is not None:
             _check_positive("num_cpus_per_actor", self.num_cpus_per_actor)
+        if self.min_actors is not None:
+            _check_int("min_actors", self.min_actors, at_least=1)
+            _check(
+                self.num_actors == "auto" or self.min_actors <= self.num_actors,
+                f"min_actors={self.min_actors} is more than num_actors={self.num_actors}: work "
+                "would never begin. Lower the one or raise the other.",
+            )
         _check_positive("placement_timeout_s", self.placement_timeout_s)
+        _check_positive("silent_after_s", self.silent_after_s)
         _check_int("tasks_per_actor", self.tasks_per_actor, at_least=1)
         _check_int("max_attempts", self.max_attempts, at_least=1)
         _check_choices(self)
@@ -162,6 +179,10 @@ class JobConfig:
     max_failed_rows: int = 0
     """Rows without a reward that are fine. With more, the job ends with exit code 3."""
 
+    max_failed_share: float = 0.5
+    """Share of rows without a reward, among 1,000 or more, at which the job stops: something else
+    is wrong then. 1: never."""
+
     restart: bool = False
     """Throw away what an earlier run left in the output directory and start over."""
 
@@ -175,6 +196,11 @@ class JobConfig:
         if self.rows_per_shard != "auto":
             _check_int("rows_per_shard", self.rows_per_shard, at_least=1)
         _check_int("max_failed_rows", self.max_failed_rows, at_least=0)
+        _check(
+            _is_number(self.max_failed_share) and 0 <= self.max_failed_share <= 1,
+            f"max_failed_share={self.max_failed_share!r} is not between 0 and 1: it is a share of "
+            "the rows.",
+        )
 
 
 def _check(condition: bool, message: str) -> None:

@@ -2,138 +2,46 @@
 
 The loop and its bookkeeping. What an actor is and how it is reached is the fleet's business
 (`rayreward.fleet` for Ray, a fake in tests); who may work is the gate's (`rayreward.admission`);
-where tasks come from is the caller's.
+what a death or a silence means is `rayreward.failures`'; where tasks come from is the caller's.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rayreward.errors import DeterminismError, PlacementError, PoolError
+from rayreward.events import (
+    Alive,
+    Born,
+    Done,
+    Event,
+    Failed,
+    Fleet,
+    Gate,
+    Lost,
+    NotLoaded,
+    NotPlaced,
+    Task,
+)
+from rayreward.failures import Deaths, Remedy, Watch, retry
 
 _logger = logging.getLogger("rayreward")
 
 _WAIT_S = 0.2
 """How long one wait lasts at most, so that signals are noticed."""
 
+_DEATHS_IN_A_ROW = 10
+"""With nothing finished between them: more is more than a few bad rows. Three for each actor in a
+large pool, where a machine may take many."""
+
 _PROVE = "prove"
 """The actor method whose result is a proof."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A call of one actor method. `key` is unique within a run, `name` is for messages."""
-
-    key: int
-    name: str
-    method: str
-    args: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Born:
-    """An actor has its model loaded; `birth` is what it says of itself."""
-
-    actor: int
-    birth: Any
-
-
-@dataclass(frozen=True, slots=True)
-class NotPlaced:
-    """The cluster found no room for an actor in time."""
-
-    actor: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class NotLoaded:
-    """An actor could not load its model; another try would end the same."""
-
-    actor: int
-    error: BaseException
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """An actor died, with everything handed to it."""
-
-    actor: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A task has its result.
-
-    `proof`, where there is one, says what the actor held after that; else it has not looked. It
-    proves what the same actor had done by `looked_s`, which may leave out what it did beside.
-
-    Attributes:
-        ticket: From `Fleet.submit`.
-        value: What the method returned.
-        proof: What the gate can confirm, or null.
-        done_s: When the task was done, by the actor's clock.
-        looked_s: When the actor looked, by the same clock.
-    """
-
-    ticket: Any
-    value: Any
-    proof: Any = None
-    done_s: float = 0.0
-    looked_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A task raised an error of its own; the actor lives."""
-
-    ticket: Any
-    error: BaseException
-
-
-Event = Born | NotPlaced | NotLoaded | Lost | Done | Failed
-
-
-class Fleet(Protocol):
-    """The border to the actors."""
-
-    def start(self, actor: int) -> None:
-        """Begins to bring up an actor; `Born`, `NotPlaced`, `NotLoaded` or `Lost` will follow."""
-
-    def submit(self, actor: int, task: Task) -> Any:
-        """Calls an actor's method; returns a ticket that `Done` or `Failed` will carry."""
-
-    def wait(self, timeout_s: float) -> list[Event]:
-        """What has happened, waiting at most so long for the first event."""
-
-    def forget(self, ticket: Any) -> None:
-        """Drops a ticket: no event will come for it, though the actor may go on with its work."""
-
-    def stop(self, actor: int) -> None:
-        """Ends an actor and forgets everything handed to it."""
-
-
-class Gate(Protocol):
-    """Decides who may work."""
-
-    def admit(self, actor: int, birth: Any) -> bool:
-        """Whether an actor that was just born may work; if not, it is not replaced.
-
-        Raises:
-            DeterminismError: It may not, and is to be replaced.
-        """
-
-    def confirm(self, actor: int, proof: Any) -> None:
-        """Looks at a working actor's proof.
-
-        Raises:
-            DeterminismError: It is not what it was: what it did since its last proof is void.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +74,10 @@ class Dispatcher:
         num_actors: int,
         tasks_per_actor: int,
         max_attempts: int,
+        min_actors: int | None = None,
+        silent_after_s: float = math.inf,
         check_interrupt: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -176,7 +87,12 @@ class Dispatcher:
             tasks_per_actor: Tasks handed to an actor at once.
             max_attempts: Deaths over one task, over one actor's start, or actors not admitted in
                 one place, until giving up.
+            min_actors: With how many work may begin, and without how many it may not go on. Null:
+                it begins once it is known of each whether there is room for it now, and goes on
+                while there is one.
+            silent_after_s: How long a busy actor may give no sign of getting on.
             check_interrupt: Called often; may raise to end whatever is going on.
+            clock: Seconds that only grow.
         """
         self.births: dict[int, Any] = {}
         self.quarantined: list[str] = []
@@ -185,8 +101,11 @@ class Dispatcher:
         self._num_actors = num_actors
         self._tasks_per_actor = tasks_per_actor
         self._max_attempts = max_attempts
+        self._enough = min_actors or num_actors
+        self._fewest = min_actors or 1
         self._check_interrupt = check_interrupt
         self._starting: set[int] = set()
+        self._waiting: set[int] = set()
         self._deaths_at_start: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
         self._handed_out: dict[int, OrderedDict[Any, Task]] = {}
@@ -194,7 +113,10 @@ class Dispatcher:
         self._unproven: dict[int, list[tuple[float, Result]]] = {}
         self._insist = False
         self._again: deque[Task] = deque()
-        self._deaths: Counter[int] = Counter()
+        self._doubled: set[Hashable] = set()
+        self._deaths = Deaths(max(_DEATHS_IN_A_ROW, 3 * num_actors))
+        self._remedy: Remedy = retry(max_attempts)
+        self._watch = Watch(clock, silent_after_s)
         self._events: deque[Event] = deque()
 
     @property
@@ -203,10 +125,10 @@ class Dispatcher:
         return sorted(self.births)
 
     def start(self) -> None:
-        """Brings up the first actors.
+        """Brings up the first actors; others may join later, as machines come.
 
         Raises:
-            PlacementError: None found a place.
+            PlacementError: Too few found a place.
             PoolError: One of them died again and again while loading.
         """
         for actor in range(self._num_actors):
@@ -224,24 +146,30 @@ class Dispatcher:
             self._admit(actor, birth)
         self._await_births()
 
-    def run(self, tasks: Iterable[Task], *, prove: bool = False) -> Iterator[Result]:
+    def run(
+        self, tasks: Iterable[Task], *, prove: bool = False, remedy: Remedy | None = None
+    ) -> Iterator[Result]:
         """Runs tasks; yields their results in the order in which they come in (`Result`).
 
-        Tasks are taken from the iterable only as actors can take them. If the caller stops
-        early, or a task fails, what was handed out is forgotten.
+        Tasks are taken from the iterable only as actors can take them; an iterator that has no
+        more may have some again while others are under way. A task that is slow is tried by an
+        idle actor too, and the first to be done counts. If the caller stops early, or a task
+        fails, what was handed out is forgotten.
 
         Args:
             tasks: What to do.
             prove: Whether to end only when every result is proven.
+            remedy: What to do when an actor died over a task. Null: again, `max_attempts` times.
 
         Raises:
-            PoolError: A task outlived `max_attempts` actors, or no actor is left.
+            PoolError: No remedy is left for a task, or actors die without end, or too few are left.
             DeterminismError: An actor went bad, and so did those that took its place.
             Exception: The first error that a task itself raised.
         """
         source = iter(tasks)
         try:
             self._insist = prove
+            self._remedy = remedy or retry(self._max_attempts)
             while self._hand_out(source):
                 for event in self._wait():
                     yield from self._attend(event)
@@ -267,7 +195,7 @@ class Dispatcher:
                     self._hand(actor, Task(actor, f"{method} of actor {actor}", method, args))
                 for event in self._wait():
                     if isinstance(event, Done):
-                        results[self._take_back(event.ticket)[1].key] = event.value
+                        results[self._take_back(event.ticket)[0]] = event.value
                         continue
                     if isinstance(event, Lost):
                         called.discard(event.actor)
@@ -305,10 +233,11 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Ends all actors. Safe to call again."""
-        for actor in [*self.births, *self._starting]:
+        for actor in [*self.births, *self._starting, *self._waiting]:
             self._fleet.stop(actor)
         self.births.clear()
         self._starting.clear()
+        self._waiting.clear()
         self._handed_out.clear()
         self._holder.clear()
         self._unproven.clear()
@@ -316,22 +245,27 @@ class Dispatcher:
 
     def _attend(self, event: Event) -> list[Result]:
         """Does what an event asks for; returns the results that it brings, proves or voids."""
-        if isinstance(event, Done):
-            return self._receive(event)
-        if isinstance(event, Failed):
-            self._take_back(event.ticket)
-            raise event.error
-        if isinstance(event, Lost):
-            return self._bury(event)
-        self._starting.discard(event.actor)
-        if isinstance(event, Born):
-            self._join(event.actor, event.birth)
-            self._admit(event.actor, event.birth)
-            return []
-        self._fleet.stop(event.actor)
-        if isinstance(event, NotLoaded):
-            raise event.error
-        self._go_on_without(event.actor, event.reason)
+        match event:
+            case Done():
+                return self._receive(event)
+            case Failed():
+                self._take_back(event.ticket)
+                raise event.error
+            case Lost():
+                return self._bury(event)
+            case Alive():
+                self._watch.sign(event.actor, event.count)
+            case Born():
+                self._join(event.actor, event.birth)
+                self._admit(event.actor, event.birth)
+            case NotLoaded():
+                self._starting.discard(event.actor)
+                self._fleet.stop(event.actor)
+                raise event.error
+            case NotPlaced():
+                self._starting.discard(event.actor)
+                self._waiting.add(event.actor)
+                self._go_on_without(event.actor, event.reason)
         return []
 
     def _wait(self) -> Iterator[Event]:
@@ -339,24 +273,32 @@ class Dispatcher:
         self._check_interrupt()
         if not self._events:
             self._events.extend(self._fleet.wait(_WAIT_S))
+            self._events.extend(self._fallen_silent())
         while self._events:
             event = self._events.popleft()
             if isinstance(event, Done | Failed) and event.ticket not in self._holder:
                 continue  # its actor was taken out of work a moment ago
             yield event
 
+    def _fallen_silent(self) -> Iterator[Lost]:
+        """Ends actors that have not got on for too long, as if they had died."""
+        busy = [actor for actor, handed_out in self._handed_out.items() if handed_out]
+        for actor in self._watch.silent(busy):
+            self._fleet.stop(actor)
+            yield Lost(actor, "it gave no sign of getting on for too long (silent_after_s).")
+
     def _start(self, actor: int) -> None:
         self._starting.add(actor)
         self._fleet.start(actor)
 
     def _await_births(self) -> None:
-        while self._starting:
+        while self._starting and len(self.births) < self._enough:
             for event in self._wait():
                 self._attend(event)
 
     def _start_again(self, event: Lost) -> None:
         """An actor died while it was loading its model."""
-        self._deaths_at_start[event.actor] += 1
+        self._deaths_at_start[event.actor] += not event.with_machine
         if self._deaths_at_start[event.actor] >= self._max_attempts:
             raise PoolError(
                 f"Actor {event.actor} died {self._max_attempts} times while loading the model: "
@@ -366,6 +308,8 @@ class Dispatcher:
         self._start(event.actor)
 
     def _join(self, actor: int, birth: Any) -> None:
+        self._starting.discard(actor)
+        self._waiting.discard(actor)
         self.births[actor] = birth
         self._deaths_at_start.pop(actor, None)
         self._handed_out[actor] = OrderedDict()
@@ -390,30 +334,63 @@ class Dispatcher:
         handed_out = self._handed_out.pop(actor)
         for ticket in handed_out:
             del self._holder[ticket]
-        tasks = [*(result.task for result in void), *handed_out.values()]
-        self._again.extendleft(task for task in reversed(tasks) if task.method != _PROVE)
+            self._watch.ended(actor, ticket, done=False)
+        self._watch.gone(actor)
+        elsewhere = {task.key for held in self._handed_out.values() for task in held.values()}
+        for task in reversed([*(result.task for result in void), *handed_out.values()]):
+            if task.method != _PROVE and task.key not in elsewhere:
+                self._again.appendleft(task)
         return void
 
     def _go_on_without(self, actor: int, reason: str) -> None:
         _logger.warning("going on without actor %d: %s", actor, reason)
-        if not self.births and not self._starting:
+        if len(self.births) + len(self._starting) < self._fewest:
             raise PlacementError(reason)
 
     def _hand_out(self, source: Iterator[Task]) -> bool:
         """Fills the actors up, the emptiest first; returns whether anything is left to wait for."""
         for filled in range(self._tasks_per_actor):
             for actor, handed_out in self._handed_out.items():
-                if len(handed_out) == filled:
-                    task = self._again.popleft() if self._again else next(source, None)
+                if len(handed_out) == filled and not self._is_busy_alone(actor):
+                    task = self._next(source, idle=not filled)
                     if task is None:
-                        if self._insist:
-                            self._ask_for_proof()
-                        return any(self._handed_out.values())
+                        return self._wind_up()
                     self._hand(actor, task)
         return True
 
+    def _is_busy_alone(self, actor: int) -> bool:
+        return any(map(self._deaths.is_suspect, self._handed_out[actor].values()))
+
+    def _next(self, source: Iterator[Task], *, idle: bool) -> Task | None:
+        """What an actor may do now; only one that does nothing else may do what is suspect."""
+        for task in self._again:
+            if idle or not self._deaths.is_suspect(task):
+                self._again.remove(task)
+                return task
+        return next(source, None)
+
+    def _wind_up(self) -> bool:
+        """There is no more to hand out: who is idle helps with what is slow, or proves itself."""
+        idle = [actor for actor, handed_out in self._handed_out.items() if not handed_out]
+        if idle and len(idle) < len(self._handed_out):
+            for actor, task in zip(idle, self._slow(), strict=False):
+                _logger.warning("%s is slow: actor %d tries it too", task.name, actor)
+                self._doubled.add(task.key)
+                self._hand(actor, task)
+        if self._insist:
+            self._ask_for_proof()
+        return any(self._handed_out.values())
+
+    def _slow(self) -> list[Task]:
+        """Tasks that take too long and that only one actor has."""
+        slow = (
+            self._handed_out[self._holder[ticket]][ticket]
+            for ticket in self._watch.slow(self._holder)
+        )
+        return [t for t in slow if t.key not in self._doubled and t.method != _PROVE]
+
     def _ask_for_proof(self) -> None:
-        """Nothing is left to do: who has unproven results and no more work proves them."""
+        """Who has unproven results and no more work proves them."""
         for actor, results in self._unproven.items():
             if results and not self._handed_out[actor]:
                 self._hand(actor, Task(-1, f"Check of actor {actor}", _PROVE))
@@ -422,15 +399,19 @@ class Dispatcher:
         ticket = self._fleet.submit(actor, task)
         self._handed_out[actor][ticket] = task
         self._holder[ticket] = actor
+        self._watch.began(actor, ticket)
 
-    def _take_back(self, ticket: Any) -> tuple[int, Task]:
+    def _take_back(self, ticket: Any, *, done: bool = True) -> tuple[int, Task]:
         actor = self._holder.pop(ticket)
+        self._watch.ended(actor, ticket, done=done)
         return actor, self._handed_out[actor].pop(ticket)
 
     def _receive(self, event: Done) -> list[Result]:
         """Takes a result; where a proof came with it, settles all that waited for one."""
         actor, task = self._take_back(event.ticket)
         results = [] if task.method == _PROVE else [Result(task, event.value)]
+        if results:
+            self._settle(task)
         waiting = self._unproven[actor] + [(event.done_s, result) for result in results]
         self._unproven[actor] = waiting
         if event.proof is None:
@@ -443,34 +424,45 @@ class Dispatcher:
         proven = (r for at, r in waiting if at <= event.looked_s)
         return [*results, *(Result(r.task, r.value, proven=True) for r in proven)]
 
+    def _settle(self, task: Task) -> None:
+        """A task is done; what another actor does of it is of no use any more."""
+        self._deaths.finished(task)
+        if task.key in self._doubled:
+            self._doubled.discard(task.key)
+            for ticket, actor in list(self._holder.items()):
+                if self._handed_out[actor][ticket].key == task.key:
+                    self._take_back(ticket, done=False)
+                    self._fleet.forget(ticket)
+
     def _bury(self, event: Lost) -> list[Result]:
         """Replaces a dead actor."""
-        if event.actor in self._starting:
+        if event.actor in self._starting | self._waiting:
+            self._waiting.discard(event.actor)
             self._start_again(event)
             return []
-        guilty = next(iter(self._handed_out[event.actor].values()), None)
+        if event.actor not in self.births:  # it was taken out of work a moment ago
+            return []
         if not self._insist:  # a death is no sign that what came before it is wrong
             self._unproven[event.actor] = []
+        in_flight = [t for t in self._handed_out[event.actor].values() if t.method != _PROVE]
         void = self._take_out(event.actor)
-        if guilty is not None:
-            self._deaths[guilty.key] += 1
-            if self._deaths[guilty.key] >= self._max_attempts:
-                raise PoolError(
-                    f"{guilty.name} was being scored when {self._deaths[guilty.key]} actors died, "
-                    f"one after the other: {event.reason} Look for an out-of-memory kill; a "
-                    "smaller max_batch_tokens needs less memory."
-                )
+        if not event.with_machine:
+            for task in in_flight:
+                if task in self._again:
+                    self._again.remove(task)
+            again = self._deaths.after(in_flight, event.reason, self._remedy)
+            self._again.extendleft(reversed(again))
         _logger.warning("actor %d died and is replaced: %s", event.actor, event.reason)
         self._start(event.actor)
         return void
 
     def _abandon(self) -> None:
         """Forgets what is handed out, so that late results never mix with the next run's."""
-        for ticket, actor in self._holder.items():
-            self._handed_out[actor].pop(ticket)
+        for ticket in list(self._holder):
+            self._take_back(ticket, done=False)
             self._fleet.forget(ticket)
-        self._holder.clear()
         self._insist = False
+        self._doubled.clear()
         self._again.clear()
         self._deaths.clear()
         self._unproven = {actor: [] for actor in self.births}

@@ -16,12 +16,18 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayreward import signals
-from rayreward.actor import Birth, HeadState, RewardActor, Worked
+from rayreward.actor import HeadState, RewardActor, Worked
 from rayreward.config import ModelConfig, PoolConfig
-from rayreward.dispatch import Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
+from rayreward.events import Alive, Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 from rayreward.placement import Machine, Placement
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
+
+_PULSE_EVERY_S = 5.0
+"""How often a busy actor is asked whether it gets on."""
+
+_ASIDE = "aside"
+"""Calls of this group are answered beside whatever the actor is doing."""
 
 
 class RayConnection:
@@ -78,7 +84,8 @@ class RayFleet:
         self._placement = placement
         self._timeout_s = pool.placement_timeout_s
         self._args = (model, placement.threads, placement.num_gpus > 0, pool.recheck_share)
-        self._class: Any = ray.remote(RewardActor)
+        grouped: Any = ray.remote(concurrency_groups={_ASIDE: 1})  # type: ignore[call-overload]
+        self._class: Any = grouped(RewardActor)
         self._options = {
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
@@ -92,21 +99,26 @@ class RayFleet:
         self._placing: dict[Ref, int] = {}
         self._loading: dict[Ref, int] = {}
         self._running: dict[Ref, int] = {}
+        self._pulses: dict[Ref, int] = {}
+        self._asked: dict[int, float] = {}
+        self._node: dict[int, str] = {}
 
     def start(self, actor: int) -> None:
         self._drop(actor)  # calls to an earlier actor of this number are not this one's
         handle = self._class.options(**self._options).remote(*self._args)
         self.handles[actor] = handle
         self._deadline[actor] = time.monotonic() + self._timeout_s
-        self._placing[handle.__ray_ready__.remote()] = actor
+        self._placing[handle.where.remote()] = actor
 
     def submit(self, actor: int, task: Task) -> Ref:
         ref: Ref = self.handles[actor].work.remote(task.method, *task.args)
         self._running[ref] = actor
+        self._asked.setdefault(actor, time.monotonic())
         return ref
 
     def wait(self, timeout_s: float) -> list[Event]:
-        refs = [*self._placing, *self._loading, *self._running]
+        self._ask_for_pulses()
+        refs = [*self._placing, *self._loading, *self._running, *self._pulses]
         if refs and ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
             return [*self._events(ready), *self._overdue()]
@@ -126,22 +138,41 @@ class RayFleet:
 
     def _events(self, ready: list[Ref]) -> Iterator[Event]:
         for ref in ready:
-            actor = self._placing.get(ref, self._loading.get(ref, self._running.get(ref)))
+            holders = (self._placing, self._loading, self._running, self._pulses)
+            actor = next((held[ref] for held in holders if ref in held), None)
             if actor is None:  # its actor was found dead a moment ago
                 continue
             try:
                 value = ray.get(ref)
             except RayActorError as error:
+                with_machine = self._went_with_machine(actor, error)
                 self._drop(actor)
-                yield Lost(actor, _first_line(error))
+                yield Lost(actor, _first_line(error), with_machine)
             except RayTaskError as error:
                 yield from self._failed(ref, error.cause)
             else:
                 yield from self._succeeded(ref, actor, value)
 
-    def _succeeded(self, ref: Ref, actor: int, value: Birth | Worked | None) -> Iterator[Event]:
-        if self._placing.pop(ref, None) is not None:
-            del self._deadline[actor]
+    def _ask_for_pulses(self) -> None:
+        """Asks busy actors whether they get on, each one call at a time."""
+        now, asked = time.monotonic(), set(self._pulses.values())
+        for actor in set(self._running.values()) - asked:
+            if now - self._asked[actor] > _PULSE_EVERY_S:
+                self._asked[actor] = now
+                pulse = self.handles[actor].pulse.options(concurrency_group=_ASIDE).remote()
+                self._pulses[pulse] = actor
+
+    def _went_with_machine(self, actor: int, error: RayActorError) -> bool:
+        """Whether an actor died because its machine did, or was taken back."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return error.preempted or (actor in self._node and self._node[actor] not in alive)
+
+    def _succeeded(self, ref: Ref, actor: int, value: Any) -> Iterator[Event]:
+        if self._pulses.pop(ref, None) is not None:
+            yield Alive(actor, value)
+        elif self._placing.pop(ref, None) is not None:
+            self._deadline.pop(actor, None)
+            self._node[actor] = value
             self._loading[self.handles[actor].load.remote(self.head)] = actor
         elif self._loading.pop(ref, None) is not None:
             yield Born(actor, value)
@@ -160,7 +191,7 @@ class RayFleet:
         now = time.monotonic()
         for actor, deadline in list(self._deadline.items()):
             if now > deadline:
-                self._drop(actor)
+                del self._deadline[actor]  # it may still come, when there is room
                 yield NotPlaced(actor, self._no_room())
 
     def _no_room(self) -> str:
@@ -176,8 +207,9 @@ class RayFleet:
         )
 
     def _drop(self, actor: int) -> None:
-        self._deadline.pop(actor, None)
-        for refs in (self._placing, self._loading, self._running):
+        for known in (self._deadline, self._asked, self._node):
+            known.pop(actor, None)
+        for refs in (self._placing, self._loading, self._running, self._pulses):
             for ref in [ref for ref, holder in refs.items() if holder == actor]:
                 del refs[ref]
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,22 @@ import ray
 from rayreward._version import __version__
 from rayreward.actor import ShardContext
 from rayreward.config import JobConfig, ModelConfig
-from rayreward.dispatch import Dispatcher, Task
-from rayreward.errors import DataError, OutputError
+from rayreward.dispatch import Dispatcher
+from rayreward.errors import DataError, OutputError, PoolError
+from rayreward.events import Task
 from rayreward.fingerprint import Fingerprint
+from rayreward.isolation import TRY, Isolation
 from rayreward.meter import ModelTime
 from rayreward.progress import Progress
 from rayreward.report import JobReport
-from rayreward.shards import Plan, plan_dataset
+from rayreward.shards import Plan, Shard, plan_dataset
 from rayreward.types import Attempt, Tally
 from rayreward.writing import OutputDirectory
 
 _FORMAT_VERSION = 1
+
+_ROWS_THAT_TELL = 1_000
+"""With fewer, a share of them says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,12 @@ def prepare_job(config: JobConfig, model: ModelConfig) -> PreparedJob:
 
 
 def run_job(
-    job: PreparedJob, dispatcher: Dispatcher, fingerprint: Fingerprint, *, prove: bool
+    job: PreparedJob,
+    dispatcher: Dispatcher,
+    fingerprint: Fingerprint,
+    *,
+    prove: bool,
+    max_attempts: int,
 ) -> JobReport:
     """Scores what is not scored yet, commits it part by part, and finishes the output.
 
@@ -85,8 +96,10 @@ def run_job(
         dispatcher: With its actors up and checked.
         fingerprint: What all of them hold.
         prove: Whether an attempt becomes a part only once its actor was found sound after it.
+        max_attempts: Actors that may die over a shard before it is halved to find the row.
 
     Raises:
+        PoolError: Too many rows have no reward, or too many actors die, for it to be the rows.
         DataError: The input has changed since it was planned, or the model can't take its rows.
         OutputError: The output can't be written, or belongs to another run.
     """
@@ -100,7 +113,7 @@ def run_job(
     provenance = make_provenance(job.model, fingerprint)
     before = sum((part.tally for part in job.output.parts), Tally())
     started, start = time.time(), time.monotonic()
-    time_spent = _score_missing(job, dispatcher, provenance, before, prove)
+    time_spent = _score_missing(job, dispatcher, provenance, before, prove, max_attempts)
     report = JobReport(
         output=str(job.output.path),
         tally=sum((part.tally for part in job.output.parts), Tally()),
@@ -204,6 +217,7 @@ def _score_missing(
     provenance: dict[str, Any],
     before: Tally,
     prove: bool,
+    max_attempts: int,
 ) -> ModelTime:
     done = {part.shard for part in job.output.parts}
     missing = [shard for shard in job.plan.shards if shard.index not in done]
@@ -214,16 +228,26 @@ def _score_missing(
         attempts=str(job.output.attempts),
     )
     shared = ray.put(context)
-    tasks = (
-        Task(
-            shard.index, f"Shard {shard.index} of {shard.file.path}", "score_shard", (shard, shared)
+
+    def task(shard: Shard, *poison: Sequence[int]) -> Task:
+        name = f"Shard {shard.index} of {shard.file.path}"
+        return Task(
+            (shard.index, *map(tuple, poison)), name, "score_shard", (shard, shared, *poison)
         )
-        for shard in missing
+
+    isolation = Isolation(
+        max_attempts,
+        rows_of=lambda whole: whole.args[0].rows,
+        without=lambda whole, poison: task(whole.args[0], poison),
     )
-    time_spent = ModelTime()
+    backlog = _Backlog(map(task, missing))
+    time_spent, tally = ModelTime(), before
     progress = Progress(job.plan.rows, before.rows, style=job.config.progress)
     try:
-        for result in dispatcher.run(tasks, prove=prove):
+        for result in dispatcher.run(backlog, prove=prove, remedy=isolation.after_death):
+            if result.task.method == TRY:
+                backlog.extend(isolation.after_success(result.task))
+                continue
             attempt: Attempt = result.value
             if result.proven is None:
                 time_spent += attempt.time_spent
@@ -231,11 +255,39 @@ def _score_missing(
             if result.proven is False:
                 progress.add(-attempt.tally.rows, -attempt.tally.tokens)
                 job.output.discard(attempt)
-            elif result.proven or not prove:
-                job.output.promote(attempt)
+            elif (result.proven or not prove) and job.output.promote(attempt):
+                tally += attempt.tally
+                _check_failed_share(job.config, tally)
     finally:
         progress.close()
     return time_spent
+
+
+class _Backlog(Iterator[Task]):
+    """Tasks, to which others may be added even after it had no more."""
+
+    def __init__(self, tasks: Iterator[Task]) -> None:
+        self._tasks = tasks
+        self._added: deque[Task] = deque()
+
+    def extend(self, tasks: Iterable[Task]) -> None:
+        self._added.extend(tasks)
+
+    def __next__(self) -> Task:
+        return self._added.popleft() if self._added else next(self._tasks)
+
+
+def _check_failed_share(config: JobConfig, tally: Tally) -> None:
+    """Stops a job whose rows get no rewards, before it has gone through all of them."""
+    if tally.rows < _ROWS_THAT_TELL or tally.failed_rows <= config.max_failed_share * tally.rows:
+        return
+    reasons = ", ".join(f"{count} {status}" for status, count in tally.failed.items())
+    raise PoolError(
+        f"{tally.failed_rows} of the first {tally.rows} rows have no reward ({reasons}): more than "
+        f"max_failed_share={config.max_failed_share:g} allows, so something else is wrong. "
+        f"reward_detail in {config.output} says of each row what. Mend that, or go on with a "
+        "higher --max-failed-share; what is committed stays."
+    )
 
 
 def _manifest(job: PreparedJob, report: JobReport, started: float, threads: int) -> dict[str, Any]:

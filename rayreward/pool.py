@@ -22,8 +22,9 @@ from rayreward.checkpoint import local_directory, open_checkpoint
 from rayreward.columns import check_free
 from rayreward.config import JobConfig, ModelConfig, PoolConfig
 from rayreward.determinism import DeterminismReport
-from rayreward.dispatch import Dispatcher, Task
+from rayreward.dispatch import Dispatcher
 from rayreward.errors import DataError, DeterminismError, PoolClosedError
+from rayreward.events import Task
 from rayreward.fingerprint import Fingerprint
 from rayreward.fleet import RayConnection, RayFleet
 from rayreward.job import PreparedJob, prepare_job, run_job
@@ -69,11 +70,13 @@ class RewardPool:
         share_prefixes: bool = True,
         pad_token: str | None = None,
         num_actors: int | Literal["auto"] = "auto",
+        min_actors: int | None = None,
         num_gpus_per_actor: float | None = None,
         num_cpus_per_actor: float | None = None,
         placement_timeout_s: float = 60.0,
         tasks_per_actor: int = 2,
         max_attempts: int = 3,
+        silent_after_s: float = 900.0,
         head_sync: Literal["verify", "broadcast"] = "verify",
         mixed_hardware: Literal["refuse", "alike", "accept"] = "refuse",
         recheck_share: float = 0.005,
@@ -123,6 +126,8 @@ class RewardPool:
                 num_actors=placement.num_actors,
                 tasks_per_actor=pool.tasks_per_actor,
                 max_attempts=pool.max_attempts,
+                min_actors=pool.min_actors,
+                silent_after_s=pool.silent_after_s,
                 check_interrupt=signals.check,
             )
             self._dispatcher.start()
@@ -271,8 +276,14 @@ class RewardPool:
     def run_job(self, job: PreparedJob) -> JobReport:
         """Runs a job from `rayreward.job.prepare_job`."""
         with self._working():
-            prove = self._pool_config.recheck_share > 0
-            return run_job(job, self._dispatcher, self.fingerprint, prove=prove)
+            pool = self._pool_config
+            return run_job(
+                job,
+                self._dispatcher,
+                self.fingerprint,
+                prove=pool.recheck_share > 0,
+                max_attempts=pool.max_attempts,
+            )
 
     def close(self) -> None:
         """Ends the actors, and Ray if the pool started it. Safe to call again."""
@@ -305,7 +316,7 @@ class RewardPool:
             tasks = (Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls))
             # what is void comes again, and the later value stands
             results = {result.task.key: result.value for result in self._dispatcher.run(tasks)}
-        return [results[key] for key in sorted(results)]
+        return [results[key] for key in range(len(results))]
 
     def _working(self) -> threading.RLock:
         self._check_open()

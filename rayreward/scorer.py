@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,7 @@ class Scorer:
 
     Attributes:
         turn: Held by the thread whose turn it is to use the model.
+        batches_done: Grows while it works.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Scorer:
         self._model = model
         self._rewards = Halving(model.rewards)
         self.turn = threading.RLock()
+        self.batches_done = 0
         self._tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._config = config
@@ -146,6 +149,7 @@ class Scorer:
                 if begun is not None:
                     yield begun[0], read(begun[1])
                 begun = batch, parts
+                self.batches_done += 1
             if begun is not None:
                 yield begun[0], read(begun[1])
 
@@ -177,7 +181,11 @@ class Scorer:
                 yield [groups[index] for index in members]
 
     def score_table(
-        self, table: pa.Table, row_format: RowFormat, time_spent: ModelTime | None = None
+        self,
+        table: pa.Table,
+        row_format: RowFormat,
+        time_spent: ModelTime | None = None,
+        given_up: Mapping[int, Failure] = MappingProxyType({}),
     ) -> pa.Table:
         """Scores the rows of a table.
 
@@ -185,14 +193,13 @@ class Scorer:
             table: The rows.
             row_format: From `check_schema`.
             time_spent: Where to count how long the model works.
+            given_up: By number, rows that are not to be looked at, and why.
 
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
         """
-        rows = [
-            row if isinstance(row, Failure) else row_format.samples(row)
-            for row in read_rows(table, row_format.read)
-        ]
+        read = (given_up.get(n, row) for n, row in enumerate(read_rows(table, row_format.read)))
+        rows = [row if isinstance(row, Failure) else row_format.samples(row) for row in read]
         groups = [row for row in rows if not isinstance(row, Failure)]
         scored = iter(self.score_groups(groups, time_spent))
         outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]

@@ -31,6 +31,8 @@ class Status(enum.StrEnum):
     """The device has not enough memory for the text, even alone."""
     NOT_FINITE = "not_finite"
     """The model answered with NaN or an infinity."""
+    POISON = "poison"
+    """Actors died over the row, again and again, though they did nothing else."""
     UNREADABLE = "unreadable"
     """The part of the input file that holds the row is damaged."""
 

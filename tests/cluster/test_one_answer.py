@@ -17,7 +17,8 @@ import pytest
 from files import pairs, parts
 
 from rayreward import RewardPool
-from rayreward.dispatch import Dispatcher, Result, Task
+from rayreward.dispatch import Dispatcher, Result
+from rayreward.events import Task
 
 pytestmark = pytest.mark.ray
 

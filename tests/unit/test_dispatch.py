@@ -9,19 +9,9 @@ from typing import Any
 
 import pytest
 
-from rayreward.dispatch import (
-    Born,
-    Dispatcher,
-    Done,
-    Event,
-    Failed,
-    Lost,
-    NotLoaded,
-    NotPlaced,
-    Result,
-    Task,
-)
+from rayreward.dispatch import Dispatcher, Result
 from rayreward.errors import DeterminismError, PlacementError, PoolError
+from rayreward.events import Alive, Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 
 
 class FakeFleet:
@@ -40,11 +30,19 @@ class FakeFleet:
         self._beginnings: list[Event] = []
         self._queues: dict[int, deque[tuple[int, Task]]] = {}
         self._tickets = 0
+        self.hangs: Callable[[int, Task], bool] = lambda actor, task: False
+        self.together: list[set[int]] = []
+        self.never_ready: set[int] = set()
+
+    def happen(self, event: Event) -> None:
+        """Something comes about that nobody asked for."""
+        self._events.append(event)
 
     def start(self, actor: int) -> None:
         self.started.append(actor)
         scripted = self.start_with.get(actor)
-        self._beginnings.append(scripted.pop(0) if scripted else Born(actor, f"birth {actor}"))
+        if actor not in self.never_ready:
+            self._beginnings.append(scripted.pop(0) if scripted else Born(actor, f"birth {actor}"))
         self._queues[actor] = deque()
 
     def submit(self, actor: int, task: Task) -> int:
@@ -74,6 +72,9 @@ class FakeFleet:
 
     def _turn(self, actor: int, queue: deque[tuple[int, Task]]) -> None:
         ticket, task = queue[0]
+        self.together.append({task.key for _, task in queue})
+        if self.hangs(actor, task):
+            return
         if self.kill(actor, task):
             queue.clear()
             self._events.append(Lost(actor, "killed."))
@@ -430,8 +431,206 @@ def test_start_goes_on_with_the_actors_that_found_room() -> None:
     subject = dispatcher(fleet)
     subject.start()
     assert subject.births == {0: "birth 0"}
-    assert fleet.stopped == [1]
     assert sorted(run(subject, 9)) == list(range(9))
+    assert {actor for actor, _ in fleet.ran} == {0}
+
+
+def test_an_actor_joins_when_there_is_room_for_it_after_all() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {1: [NotPlaced(1, "no room")]}
+    subject = dispatcher(fleet)
+    subject.start()
+    found = []
+    for result in subject.run(tasks(40)):
+        found.append(result.value)
+        if len(found) == 5:
+            fleet.happen(Born(1, "birth 1"))
+    assert sorted(found) == list(range(40))
+    assert subject.births == {0: "birth 0", 1: "birth 1"}
+    assert {actor for actor, _ in fleet.ran} == {0, 1}
+
+
+def test_work_begins_with_the_fewest_actors_and_does_not_wait_for_the_others() -> None:
+    fleet = FakeFleet()
+    fleet.never_ready = {1, 2}
+    subject = dispatcher(fleet, num_actors=3, min_actors=1)
+    subject.start()
+    assert subject.actors == [0]
+    assert sorted(run(subject, 9)) == list(range(9))
+    fleet.happen(Born(2, "birth 2"))
+    assert sorted(run(subject, 9)) == list(range(9))
+    assert subject.actors == [0, 2]
+
+
+def test_too_few_actors_are_an_error() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {1: [NotPlaced(1, "no room")]}
+    with pytest.raises(PlacementError, match="no room"):
+        dispatcher(fleet, min_actors=2).start()
+
+
+def test_stop_ends_actors_that_wait_for_room_too() -> None:
+    fleet = FakeFleet()
+    fleet.start_with = {1: [NotPlaced(1, "no room")]}
+    subject = dispatcher(fleet)
+    subject.start()
+    subject.stop()
+    assert sorted(fleet.stopped) == [0, 1]
+
+
+def test_machines_that_go_count_against_nothing() -> None:
+    """Far more often than a shard may kill, than actors may die in a row, or while loading."""
+    left = {"work": 40, "load": 10}
+    fleet = FakeFleet()
+    subject = dispatcher(fleet, num_actors=1)
+    subject.start()
+    found = []
+    for _ in range(left["work"]):
+        fleet.start_with = {0: [Lost(0, "gone.", with_machine=True) for _ in range(4)]}
+        fleet.happen(Lost(0, "gone.", with_machine=True))
+        found += run(subject, 1)
+    assert found == [0] * left["work"]
+
+
+def test_what_an_actor_died_over_is_done_again_alone() -> None:
+    """Of two tasks in flight either may be to blame: with others beside it, it stays unclear."""
+    fleet = FakeFleet(lambda actor, task: task.key == 5)
+    subject = dispatcher(fleet, num_actors=1)
+    subject.start()
+    blamed: list[tuple[int, int]] = []
+
+    def remedy(task: Task, deaths: int, reason: str) -> list[Task]:
+        blamed.append((task.key, deaths))
+        return [task] if deaths < 3 else []
+
+    found = [r.value for r in subject.run(tasks(12), remedy=remedy)]
+    assert sorted(found) == [key for key in range(12) if key != 5]
+    assert blamed == [(5, 1), (5, 2), (5, 3)]
+    suspects = [keys for keys in fleet.together if 5 in keys]
+    assert suspects[-1] == {5}
+
+
+def test_remedy_may_put_other_tasks_in_place_of_one() -> None:
+    fleet = FakeFleet(lambda actor, task: task.key == 5)
+    subject = dispatcher(fleet)
+    subject.start()
+    found = [r.value for r in subject.run(tasks(9), remedy=lambda *_: [Task(50, "half", "work")])]
+    assert sorted(found) == [0, 1, 2, 3, 4, 6, 7, 8, 50]
+
+
+def test_actors_that_die_without_end_are_an_error_that_blames_no_shard() -> None:
+    fleet = FakeFleet(lambda actor, task: True)
+    subject = dispatcher(fleet, max_attempts=1_000)
+    subject.start()
+    with pytest.raises(PoolError, match="11 actors died and nothing was finished between"):
+        run(subject, 30)
+
+
+def test_source_may_have_more_after_it_had_none() -> None:
+    fleet = FakeFleet()
+    subject = dispatcher(fleet)
+    subject.start()
+    more = deque(tasks(2))
+
+    class Source:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Task:
+            if not more:
+                raise StopIteration
+            return more.popleft()
+
+    found = []
+    for result in subject.run(Source()):
+        found.append(result.value)
+        if result.value == 1:
+            more.append(Task(2, "added", "work"))
+    assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize("prove", [False, True])
+def test_a_slow_task_is_tried_elsewhere_and_the_first_to_be_done_counts(prove: bool) -> None:
+    now = 0.0
+    fleet = FakeFleet()
+    hung: list[int] = []
+
+    def hangs(actor: int, task: Task) -> bool:
+        if task.key == 7 and not hung:
+            hung.append(actor)
+        return task.key == 7 and actor in hung
+
+    fleet.hangs = hangs
+    subject = dispatcher(fleet, tasks_per_actor=1, clock=lambda: now)
+    subject.start()
+    fleet_wait = fleet.wait
+
+    def wait(timeout_s: float) -> list[Event]:
+        nonlocal now
+        now += 1
+        return fleet_wait(timeout_s)
+
+    fleet.wait = wait  # type: ignore[method-assign]
+    found = [r.value for r in subject.run(tasks(9), prove=prove) if r.proven is None]
+    assert sorted(found) == list(range(9))
+    assert [actor for actor, key in fleet.ran if key == 7] == [1 - hung[0]]
+    assert now < 30
+    assert fleet.started == [0, 1]  # who is slow is not replaced
+
+
+def test_a_silent_actor_is_replaced_and_its_work_done_elsewhere() -> None:
+    now = 0.0
+    fleet = FakeFleet()
+    hung: list[int] = []
+
+    def hangs(actor: int, task: Task) -> bool:
+        if task.key == 4 and len(fleet.started) == 1:
+            hung.append(actor)
+            return True
+        return False
+
+    fleet.hangs = hangs
+    subject = dispatcher(fleet, num_actors=1, silent_after_s=30.0, clock=lambda: now)
+    subject.start()
+    fleet_wait = fleet.wait
+
+    def wait(timeout_s: float) -> list[Event]:
+        nonlocal now
+        now += 2
+        fleet.happen(Alive(0, 1))  # it answers, and does not get on
+        return fleet_wait(timeout_s)
+
+    fleet.wait = wait  # type: ignore[method-assign]
+    assert sorted(run(subject, 9)) == list(range(9))
+    assert hung
+    assert fleet.started == [0, 0]
+    assert fleet.stopped == [0]
+
+
+def test_an_actor_that_gets_on_is_never_silent() -> None:
+    now = 0.0
+    fleet = FakeFleet()
+    turns = 0
+
+    def hangs(actor: int, task: Task) -> bool:
+        nonlocal turns
+        turns += task.key == 4
+        return task.key == 4 and turns < 100
+
+    fleet.hangs = hangs
+    subject = dispatcher(fleet, num_actors=1, silent_after_s=30.0, clock=lambda: now)
+    subject.start()
+    fleet_wait = fleet.wait
+
+    def wait(timeout_s: float) -> list[Event]:
+        nonlocal now
+        now += 2
+        fleet.happen(Alive(0, turns))
+        return fleet_wait(timeout_s)
+
+    fleet.wait = wait  # type: ignore[method-assign]
+    assert sorted(run(subject, 9)) == list(range(9))
+    assert fleet.started == [0]
 
 
 def test_start_tries_again_when_an_actor_dies_while_loading() -> None:
