@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayreward import signals
 from rayreward.actor import HeadState, RewardActor, Worked
@@ -25,6 +25,9 @@ Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 _PULSE_EVERY_S = 5.0
 """How often a busy actor is asked whether it gets on."""
+
+_UNREACHABLE_S = 30.0
+"""How long an actor that can't be reached may yet turn out to have died with its machine."""
 
 _ASIDE = "aside"
 """Calls of this group are answered beside whatever the actor is doing."""
@@ -102,6 +105,7 @@ class RayFleet:
         self._pulses: dict[Ref, int] = {}
         self._asked: dict[int, float] = {}
         self._node: dict[int, str] = {}
+        self._unreachable: dict[int, tuple[str, float]] = {}
 
     def start(self, actor: int) -> None:
         self._drop(actor)  # calls to an earlier actor of this number are not this one's
@@ -121,10 +125,10 @@ class RayFleet:
         refs = [*self._placing, *self._loading, *self._running, *self._pulses]
         if refs and ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-            return [*self._events(ready), *self._overdue()]
+            return [*self._events(ready), *self._given_up(), *self._overdue()]
         if not refs:
             time.sleep(timeout_s)
-        return list(self._overdue())
+        return [*self._given_up(), *self._overdue()]
 
     def forget(self, ticket: Ref) -> None:
         self._running.pop(ticket, None)
@@ -144,10 +148,11 @@ class RayFleet:
                 continue
             try:
                 value = ray.get(ref)
+            except ActorUnavailableError as error:
+                self._drop_calls(actor)
+                self._unreachable[actor] = _first_line(error), time.monotonic() + _UNREACHABLE_S
             except RayActorError as error:
-                with_machine = self._went_with_machine(actor, error)
-                self._drop(actor)
-                yield Lost(actor, _first_line(error), with_machine)
+                yield self._lost(actor, _first_line(error), preempted=error.preempted)
             except RayTaskError as error:
                 yield from self._failed(ref, error.cause)
             else:
@@ -162,10 +167,26 @@ class RayFleet:
                 pulse = self.handles[actor].pulse.options(concurrency_group=_ASIDE).remote()
                 self._pulses[pulse] = actor
 
-    def _went_with_machine(self, actor: int, error: RayActorError) -> bool:
-        """Whether an actor died because its machine did, or was taken back."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return error.preempted or (actor in self._node and self._node[actor] not in alive)
+    def _given_up(self) -> Iterator[Lost]:
+        """Which of the actors that can't be reached are lost.
+
+        Ray tells at once that a connection is broken, and seconds later that the machine is gone.
+        What was being done is lost in any case: nobody knows how far it came.
+        """
+        if not self._unreachable:
+            return
+        alive, now = _machines_alive(), time.monotonic()
+        for actor, (reason, deadline) in list(self._unreachable.items()):
+            if self._node.get(actor) not in alive or now > deadline:
+                with contextlib.suppress(Exception):
+                    ray.kill(self.handles[actor])  # a zombie that comes back must not go on
+                yield self._lost(actor, reason, preempted=True)
+
+    def _lost(self, actor: int, reason: str, *, preempted: bool) -> Lost:
+        """An actor that is no more, and whether its machine went with it, or was taken back."""
+        gone = actor in self._node and self._node[actor] not in _machines_alive()
+        self._drop(actor)
+        return Lost(actor, reason, with_machine=preempted or gone)
 
     def _succeeded(self, ref: Ref, actor: int, value: Any) -> Iterator[Event]:
         if self._pulses.pop(ref, None) is not None:
@@ -207,11 +228,18 @@ class RayFleet:
         )
 
     def _drop(self, actor: int) -> None:
-        for known in (self._deadline, self._asked, self._node):
+        for known in (self._deadline, self._asked, self._node, self._unreachable):
             known.pop(actor, None)
+        self._drop_calls(actor)
+
+    def _drop_calls(self, actor: int) -> None:
         for refs in (self._placing, self._loading, self._running, self._pulses):
             for ref in [ref for ref, holder in refs.items() if holder == actor]:
                 del refs[ref]
+
+
+def _machines_alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _first_line(error: BaseException) -> str:

@@ -321,7 +321,9 @@ FLAGS = [
     "max_attempts",
     "max_batch_tokens",
     "max_failed_rows",
+    "max_failed_share",
     "max_length",
+    "min_actors",
     "mixed_hardware",
     "model",
     "num_actors",
@@ -338,6 +340,7 @@ FLAGS = [
     "rows_per_shard",
     "seed",
     "share_prefixes",
+    "silent_after_s",
     "tasks_per_actor",
     "truncation",
 ]
