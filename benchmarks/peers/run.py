@@ -7,7 +7,8 @@ Each peer (`workers/`) is a process of its own with two threads, called as its u
 started once for each dtype. Every pass has other rows, which all get, one after the other, in
 another order each pass: a machine that slows down slows all of them down. Where a peer takes a
 batch size, it gets the one that was fastest on other rows of the workload. Who has not its turn is
-stopped, since some peers poll while they wait.
+stopped, since some peers poll while they wait; when its turn comes it is first asked for two texts,
+untimed, since some systems take memory away from who has long been idle.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
 ratio to RayReward within a pass. Rewards are compared, so that nobody wins by being wrong. A peer
@@ -122,6 +123,7 @@ class Run:
 
     def rehearse(self, rows: Rows) -> None:
         """Warms up, and finds the batch size that is fastest."""
+        self._few = rows.few
         sizes = self.worker.batch_sizes
         self._ask(rows.few, sizes[0])
         for size in sizes if len(sizes) > 1 else ():
@@ -136,6 +138,8 @@ class Run:
         self.batch_size = min(self.tried, key=self.tried.__getitem__, default=sizes[0])
 
     def score(self, groups: Groups) -> None:
+        """One timed request. A small one before it brings memory back that idleness has cost."""
+        self._ask(self._few, self.batch_size)
         if reply := self._ask(groups, self.batch_size):
             self.replies.append(reply)
 

@@ -121,6 +121,23 @@ def test_a_job_whose_rows_get_no_reward_stops_early(
     assert report.tally.failed == {"too_long": 6_000}
 
 
+def test_a_clock_that_jumps_changes_nothing(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's time of day runs backwards by an hour a look; input is from the future."""
+    source = write_rows(tmp_path / "rows.parquet", 40)
+    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
+        pool.score_dataset(source, tmp_path / "calm", rows_per_shard=10)
+        now = iter(range(2**31, 0, -3_600))
+        monkeypatch.setattr(time, "time", lambda: float(next(now)))
+        os.utime(source, (2**32, 2**32))
+        report = pool.score_dataset(source, tmp_path / "jumpy", rows_per_shard=10)
+    assert report.elapsed_s > 0
+    assert report.tally.rows == 40
+    for part in (tmp_path / "calm").glob("part-*"):
+        assert (tmp_path / "jumpy" / part.name).read_bytes() == part.read_bytes()
+
+
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A cluster of a head that has no room for actors; machines are added by the test."""
