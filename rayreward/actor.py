@@ -19,11 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayreward.allocator import keep_freed_memory
-from rayreward.columns import reward_schema, unreadable_columns
+from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError
 from rayreward.fingerprint import Fingerprint, Proof
-from rayreward.formats import Damaged
 from rayreward.meter import ModelTime
 from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
 from rayreward.reading import read_shard
@@ -201,15 +200,9 @@ class RewardActor:
             DataError: The input has changed since it was planned, or can't be read here.
             OutputError: The attempt can't be written.
         """
-        time_spent = ModelTime()
-        try:
-            rows = read_shard(shard, context.schema)
-            added = self._loaded.score_table(rows, context.row_format, time_spent)
-        except Damaged as error:
-            nulls = [pa.array([None] * shard.rows, field.type) for field in context.schema]
-            rows = pa.table(nulls, names=context.schema.names)
-            added = unreadable_columns(context.row_format.kind, shard.rows, str(error))
-        kind = context.row_format.kind
+        time_spent, kind = ModelTime(), context.row_format.kind
+        rows, lost = read_shard(shard, context.schema)
+        added = self._loaded.score_table(rows, context.row_format, time_spent, lost)
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)
         result = pa.table([*rows.columns, *added.columns], schema=schema)
         path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")

@@ -6,12 +6,10 @@ written; `run_job` does the work. Does not know command lines, or how actors com
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from rayreward.shards import Plan, plan_dataset
 from rayreward.types import Attempt, Tally
 from rayreward.writing import OutputDirectory
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +50,7 @@ class PreparedJob:
             "files": [asdict(file) for file in self.plan.files],
             "columns": [f"{field.name}: {field.type}" for field in self.plan.schema],
             "rows": self.plan.rows,
-            "shards": [shard.piece.rows for shard in self.plan.shards],
-            "cut": _hash_cut(self.plan),
+            "rows_per_shard": self.plan.rows_per_shard,
             "settings": asdict(self.model),
         }
 
@@ -129,12 +126,6 @@ def make_provenance(model: ModelConfig, fingerprint: Fingerprint) -> dict[str, A
     }
 
 
-def _hash_cut(plan: Plan) -> str:
-    """SHA-256 of where each shard begins and ends: parts of another cut are other rows."""
-    cut = [[shard.file.path, *astuple(shard.piece)] for shard in plan.shards]
-    return hashlib.sha256(json.dumps(cut).encode()).hexdigest()
-
-
 def _check_place(config: JobConfig, plan: Plan) -> None:
     """Refuses an output that overlaps the input, or that would vanish with a Ray job."""
     written = Path(config.output).expanduser()
@@ -179,10 +170,6 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             yield from _changes(old, value)
         elif name == "files":
             yield "its input files are others, or have changed"
-        elif name == "cut":
-            yield "its shards are cut at other rows (rows_per_shard)"
-        elif name == "shards":
-            continue  # told by the cut
         else:
             yield f"{name} was {old!r} and is {value!r}"
 
@@ -215,9 +202,7 @@ def _score_missing(
     )
     shared = ray.put(context)
     tasks = (
-        Task(
-            shard.index, f"Shard {shard.index} of {shard.file.path}", "score_shard", (shard, shared)
-        )
+        Task(shard.index, f"Shard {shard.index} of {shard.source}", "score_shard", (shard, shared))
         for shard in missing
     )
     time_spent = ModelTime()

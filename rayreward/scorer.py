@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -177,7 +178,11 @@ class Scorer:
                 yield [groups[index] for index in members]
 
     def score_table(
-        self, table: pa.Table, row_format: RowFormat, time_spent: ModelTime | None = None
+        self,
+        table: pa.Table,
+        row_format: RowFormat,
+        time_spent: ModelTime | None = None,
+        lost: Mapping[int, Failure] = MappingProxyType({}),
     ) -> pa.Table:
         """Scores the rows of a table.
 
@@ -185,14 +190,13 @@ class Scorer:
             table: The rows.
             row_format: From `check_schema`.
             time_spent: Where to count how long the model works.
+            lost: Rows that are not to be scored, by their number, and why.
 
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
         """
-        rows = [
-            row if isinstance(row, Failure) else row_format.samples(row)
-            for row in read_rows(table, row_format.read)
-        ]
+        read = (lost.get(*at) for at in enumerate(read_rows(table, row_format.read)))
+        rows = [row if isinstance(row, Failure) else row_format.samples(row) for row in read]
         groups = [row for row in rows if not isinstance(row, Failure)]
         scored = iter(self.score_groups(groups, time_spent))
         outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]
