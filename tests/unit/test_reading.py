@@ -9,6 +9,8 @@ import json
 import os
 import random
 import re
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from rayreward.errors import DataError
 from rayreward.reading import read_shard
@@ -139,6 +143,75 @@ def test_read_shard_gives_the_rows_that_were_planned(tmp_path: Path, kind: str, 
     assert _pruned([row for table in tables for row in table.to_pylist()]) == _pruned(ROWS)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".arrows", ".jsonl", ".jsonl.gz"])
+@given(
+    files=st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=1, max_size=5),
+    size=st.integers(1, 30),
+)
+@settings(deadline=None, max_examples=30)
+def test_any_split_into_files_groups_and_shards_gives_the_same_rows(
+    suffix: str, files: list[list[int]], size: int
+) -> None:
+    """`files` holds for each file how many rows are in each of its row groups."""
+    total = sum(map(sum, files))
+    assume(total)
+    table = pa.table({"id": range(total), "text": [f"row {n} é" for n in range(total)]})
+    with tempfile.TemporaryDirectory() as folder:
+        start = 0
+        for number, groups in enumerate(files):
+            tables = [table.slice(start + sum(groups[:at]), n) for at, n in enumerate(groups)]
+            _write_groups(f"{folder}/{number}{suffix}", tables, table.schema)
+            start += sum(groups)
+        plan = plan_dataset(folder, size)
+        tables = _tables(plan)
+        assert [part.num_rows for part in tables[:-1]] == [size] * ((total - 1) // size)
+        assert pa.concat_tables(tables).equals(table)
+        for shard in plan.shards:
+            for cut in range(1, shard.rows):
+                halves = shard.slice(0, cut), shard.slice(cut, shard.rows - cut)
+                found = pa.concat_tables(read_shard(half, plan.schema)[0] for half in halves)
+                assert found.equals(tables[shard.index])
+
+
+def _write_groups(path: str, groups: list[pa.Table], schema: pa.Schema) -> None:
+    """A file with these row groups, record batches, or lines."""
+    if ".jsonl" in path:
+        rows = (row for group in groups for row in group.to_pylist())
+        with pa.output_stream(path, compression="detect") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        return
+    new = {"parquet": pq.ParquetWriter, "arrow": pa.ipc.new_file, "arrows": pa.ipc.new_stream}
+    with new[path.rsplit(".", 1)[1]](path, schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+
+
+def test_read_shard_a_slice_decodes_no_more_than_it_needs(tmp_path: Path) -> None:
+    """The rows before it may be in one row group with it, and larger than memory."""
+    rows = 200_000
+    table = pa.table({"text": [f"{n:0500}" for n in range(rows)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=rows)
+    plan = plan_dataset(str(tmp_path), 1_000)
+    del table
+    pa.default_memory_pool().release_unused()
+    before = pa.total_allocated_bytes()
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, pa.total_allocated_bytes() - before)
+
+    done = threading.Event()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    found = _rows_of(plan, len(plan.shards) - 1)
+    done.set()
+    watching.join()
+    assert found["text"][-1].as_py() == f"{rows - 1:0500}"
+    assert peak < 20e6  # of 100 MB
+
+
 def _pruned(value: Any) -> Any:
     """Without null fields, which Arrow fills in."""
     if isinstance(value, dict):
@@ -196,7 +269,8 @@ def test_read_shard_takes_any_type_of_text(
     write = _parquet if kind == "parquet" else _ipc
     suffix = {"parquet": ".parquet", "file": ".arrow", "stream": ".arrows"}[kind]
     plan = plan_dataset(str(write(tmp_path / f"x{suffix}", table)), 3)
-    assert plan.schema.field("text").type == kind_of_text
+    expected = pa.large_string() if kind_of_text == pa.string_view() else kind_of_text
+    assert plan.schema.field("text").type == expected
     tables = _tables(plan)
     assert [row for part in tables for row in part.to_pylist()] == table.to_pylist()
 

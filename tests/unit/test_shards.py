@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from columns_of_all_types import REFUSED
 
 from rayreward.errors import DataError
 from rayreward.formats import Piece
 from rayreward.preferences import RowKind
+from rayreward.reading import read_shard
 from rayreward.shards import Shard, find_files, plan_dataset
 
 
@@ -309,6 +311,16 @@ def test_plan_with_a_column_that_parquet_can_not_hold(tmp_path: Path) -> None:
     assert plan_dataset(str(path)).rows == 2
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_plan_with_a_column_of_a_type_that_parquet_has_not(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.arrow"
+    table = pa.table({"text": list("abcd"), "other": REFUSED[name]})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"Column 'other' is of type .*, which Parquet can't hold"):
+        plan_dataset(str(path))
+
+
 def test_plan_with_an_unknown_extension(tmp_path: Path) -> None:
     for name in ("a.csv", "a"):
         (tmp_path / name).write_text("text\nx\n")
@@ -345,6 +357,53 @@ def test_plan_takes_columns_in_another_order(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", pa.table({"text": ["a"], "id": [1]}))
     _parquet(tmp_path / "b.parquet", pa.table({"id": [2], "text": ["b"]}))
     assert plan_dataset(str(tmp_path)).schema.names == ["text", "id"]
+
+
+@pytest.mark.parametrize("wide", ["first", "last"])
+def test_plan_unites_columns_that_differ_in_width_only(tmp_path: Path, wide: str) -> None:
+    def table(text: pa.DataType, data: pa.DataType, list_of: Any) -> pa.Table:
+        talk = list_of(pa.struct([("role", text), ("content", text)]))
+        return pa.table(
+            {
+                "text": pa.array(["a", None], text),
+                "data": pa.array([b"a", None], data),
+                "talk": pa.array([[{"role": "user", "content": "x"}, None], []], talk),
+            }
+        )
+
+    narrow = table(pa.string(), pa.binary(), pa.list_)
+    others = [
+        table(pa.large_string(), pa.large_binary(), pa.large_list),
+        narrow.set_column(0, "text", narrow["text"].dictionary_encode()),
+    ]
+    for number, other in enumerate(others):
+        first, last = (other, narrow) if wide == "first" else (narrow, other)
+        folder = tmp_path / str(number)
+        _parquet(folder / "a.parquet", first)
+        _parquet(folder / "b.parquet", last)
+        plan = plan_dataset(str(folder))
+        text = pa.large_string()
+        assert plan.schema.field("text").type == text
+        if number == 0:
+            turn = pa.struct([("role", text), ("content", text)])
+            assert plan.schema.types[1:] == [pa.large_binary(), pa.large_list(turn)]
+        rows, lost = read_shard(plan.shards[0], plan.schema)
+        assert lost == {}
+        assert rows.to_pylist() == narrow.to_pylist() * 2
+    _parquet(tmp_path / "0" / "c.parquet", narrow.set_column(1, "data", narrow["text"]))
+    with pytest.raises(DataError, match="'data' is large_binary in .* and string in"):
+        plan_dataset(str(tmp_path / "0"))
+
+
+def test_plan_keeps_what_makes_a_column_an_extension(tmp_path: Path) -> None:
+    """Nobody here knows the type: whoever does finds it in the output."""
+    marks = {"ARROW:extension:name": "some.one", "ARROW:extension:metadata": "{}"}
+    field = pa.field("x", pa.int64(), metadata={**marks, "other": "dropped"})
+    table = pa.table({"text": ["a"], "x": [1]}, schema=pa.schema([("text", pa.string()), field]))
+    plan = plan_dataset(str(_parquet(tmp_path / "a.parquet", table)))
+    rows, _ = read_shard(plan.shards[0], plan.schema)
+    expected = {name.encode(): value.encode() for name, value in marks.items()}
+    assert rows.schema.field("x").metadata == expected
 
 
 def test_plan_unites_what_json_files_hold(tmp_path: Path) -> None:
