@@ -5,7 +5,6 @@ An actor knows nothing of other actors, of plans or of the output beyond its own
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -21,11 +20,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayreward.allocator import keep_freed_memory
-from rayreward.columns import reward_schema, unreadable_columns
+from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError
 from rayreward.fingerprint import Fingerprint, Proof
-from rayreward.formats import Damaged
 from rayreward.meter import ModelTime
 from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
 from rayreward.reading import read_shard
@@ -208,9 +206,8 @@ class RewardActor:
 
     def try_rows(self, shard: Shard, context: ShardContext, first: int, end: int) -> None:
         """Scores some rows of a shard and keeps nothing: does one of them kill the actor?"""
-        with contextlib.suppress(Damaged):
-            rows = read_shard(shard, context.schema).slice(first, end - first)
-            self._loaded.score_table(rows, context.row_format)
+        rows, lost = read_shard(shard.slice(first, end - first), context.schema)
+        self._loaded.score_table(rows, context.row_format, lost=lost)
 
     def score_shard(
         self, shard: Shard, context: ShardContext, poison: Sequence[int] = ()
@@ -226,16 +223,10 @@ class RewardActor:
             DataError: The input has changed since it was planned, or can't be read here.
             OutputError: The attempt can't be written.
         """
-        time_spent = ModelTime()
-        try:
-            rows = read_shard(shard, context.schema)
-            given_up = dict.fromkeys(poison, _POISON)
-            added = self._loaded.score_table(rows, context.row_format, time_spent, given_up)
-        except Damaged as error:
-            nulls = [pa.array([None] * shard.rows, field.type) for field in context.schema]
-            rows = pa.table(nulls, names=context.schema.names)
-            added = unreadable_columns(context.row_format.kind, shard.rows, str(error))
-        kind = context.row_format.kind
+        time_spent, kind = ModelTime(), context.row_format.kind
+        rows, lost = read_shard(shard, context.schema)
+        lost = {**lost, **dict.fromkeys(poison, _POISON)}
+        added = self._loaded.score_table(rows, context.row_format, time_spent, lost)
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)
         result = pa.table([*rows.columns, *added.columns], schema=schema)
         path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")

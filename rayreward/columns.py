@@ -95,11 +95,6 @@ def reward_columns(kind: RowKind, rows: Sequence[RowOutcome]) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def unreadable_columns(kind: RowKind, rows: int, detail: str) -> pa.Table:
-    """The added columns for rows that could not be read at all."""
-    return reward_columns(kind, [Failure(Status.UNREADABLE, detail)] * rows)
-
-
 def _pair_values(rows: Sequence[Sequence[Outcome]]) -> list[list[Any]]:
     sides = [[row[side] for row in rows] for side in range(2)]
     rewards = [[_value(outcome) for outcome in side] for side in sides]

@@ -6,13 +6,11 @@ written; `run_job` does the work. Does not know command lines, or how actors com
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from rayreward.shards import Plan, Shard, plan_dataset
 from rayreward.types import Attempt, Tally
 from rayreward.writing import OutputDirectory
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 _ROWS_THAT_TELL = 1_000
 """With fewer, a share of them says little."""
@@ -58,8 +56,7 @@ class PreparedJob:
             "files": [asdict(file) for file in self.plan.files],
             "columns": [f"{field.name}: {field.type}" for field in self.plan.schema],
             "rows": self.plan.rows,
-            "shards": [shard.piece.rows for shard in self.plan.shards],
-            "cut": _hash_cut(self.plan),
+            "rows_per_shard": self.plan.rows_per_shard,
             "settings": asdict(self.model),
         }
 
@@ -142,12 +139,6 @@ def make_provenance(model: ModelConfig, fingerprint: Fingerprint) -> dict[str, A
     }
 
 
-def _hash_cut(plan: Plan) -> str:
-    """SHA-256 of where each shard begins and ends: parts of another cut are other rows."""
-    cut = [[shard.file.path, *astuple(shard.piece)] for shard in plan.shards]
-    return hashlib.sha256(json.dumps(cut).encode()).hexdigest()
-
-
 def _check_place(config: JobConfig, plan: Plan) -> None:
     """Refuses an output that overlaps the input, or that would vanish with a Ray job."""
     written = Path(config.output).expanduser()
@@ -192,10 +183,6 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             yield from _changes(old, value)
         elif name == "files":
             yield "its input files are others, or have changed"
-        elif name == "cut":
-            yield "its shards are cut at other rows (rows_per_shard)"
-        elif name == "shards":
-            continue  # told by the cut
         else:
             yield f"{name} was {old!r} and is {value!r}"
 
@@ -230,7 +217,7 @@ def _score_missing(
     shared = ray.put(context)
 
     def task(shard: Shard, *poison: Sequence[int]) -> Task:
-        name = f"Shard {shard.index} of {shard.file.path}"
+        name = f"Shard {shard.index} of {shard.source}"
         return Task(
             (shard.index, *map(tuple, poison)), name, "score_shard", (shard, shared, *poison)
         )

@@ -12,24 +12,45 @@ import pyarrow as pa
 from rayreward.errors import DataError
 from rayreward.formats import Damaged, format_named
 from rayreward.preferences import is_string
-from rayreward.shards import Shard
+from rayreward.schemas import null_rows
+from rayreward.shards import Extent, Shard, SourceFile
+from rayreward.types import Failure, Status
 
 
-def read_shard(shard: Shard, schema: pa.Schema) -> pa.Table:
+def read_shard(shard: Shard, schema: pa.Schema) -> tuple[pa.Table, dict[int, Failure]]:
     """Reads a shard's rows.
 
     Args:
         shard: What to read.
         schema: The plan's schema; the columns come in its order.
 
+    Returns:
+        All of its rows, and the numbers of those that can't be decoded, with the reason: they are
+        null. What is damaged in one file or row group spares the rows from the others.
+
     Raises:
-        Damaged: The rows can't be decoded.
-        DataError: The file is gone, or is not the one that was planned.
+        DataError: A file is gone, or is not the one that was planned.
     """
-    _check_unchanged(shard)
-    path, piece = shard.file.path, shard.piece
+    for file in dict.fromkeys(extent.file for extent in shard.extents):
+        _check_unchanged(file)
+    tables: list[pa.Table] = []
+    lost: dict[int, Failure] = {}
+    start = 0
+    for extent in shard.extents:
+        try:
+            tables.append(_read_extent(extent, schema))
+        except Damaged as error:
+            tables.append(null_rows(schema, extent.rows))
+            failure = Failure(Status.UNREADABLE, str(error))
+            lost.update(dict.fromkeys(range(start, start + extent.rows), failure))
+        start += extent.rows
+    return pa.concat_tables(tables).combine_chunks(), lost
+
+
+def _read_extent(extent: Extent, schema: pa.Schema) -> pa.Table:
+    path, piece = extent.file.path, extent.piece
     try:
-        table = format_named(shard.file.format).read(path, piece, schema)
+        table = format_named(extent.file.format).read(path, piece, schema)
         if table.num_rows != piece.rows:
             raise Damaged(f"{table.num_rows} rows where there were {piece.rows}")
         for column in table.columns:
@@ -76,8 +97,7 @@ def _parts(array: pa.Array) -> list[pa.Array]:
     raise pa.ArrowInvalid(f"text in a column of type {kind} is not valid UTF-8")
 
 
-def _check_unchanged(shard: Shard) -> None:
-    file = shard.file
+def _check_unchanged(file: SourceFile) -> None:
     try:
         stat = os.stat(file.path)
     except OSError as error:

@@ -185,7 +185,7 @@ class Scorer:
         table: pa.Table,
         row_format: RowFormat,
         time_spent: ModelTime | None = None,
-        given_up: Mapping[int, Failure] = MappingProxyType({}),
+        lost: Mapping[int, Failure] = MappingProxyType({}),
     ) -> pa.Table:
         """Scores the rows of a table.
 
@@ -193,12 +193,12 @@ class Scorer:
             table: The rows.
             row_format: From `check_schema`.
             time_spent: Where to count how long the model works.
-            given_up: By number, rows that are not to be looked at, and why.
+            lost: Rows that are not to be scored, by their number, and why.
 
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
         """
-        read = (given_up.get(n, row) for n, row in enumerate(read_rows(table, row_format.read)))
+        read = (lost.get(*at) for at in enumerate(read_rows(table, row_format.read)))
         rows = [row if isinstance(row, Failure) else row_format.samples(row) for row in read]
         groups = [row for row in rows if not isinstance(row, Failure)]
         scored = iter(self.score_groups(groups, time_spent))

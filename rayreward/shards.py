@@ -7,18 +7,16 @@ Does not know torch or Ray.
 from __future__ import annotations
 
 import glob
-import io
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayreward.columns import check_free
 from rayreward.errors import DataError
@@ -28,16 +26,19 @@ from rayreward.formats import (
     Format,
     Piece,
     Scan,
-    format_named,
     format_of,
     settle,
 )
 from rayreward.preferences import RowFormat, check_schema, is_conversational
+from rayreward.schemas import bare, check_names, check_storable, unite
 
 _AUTO_SHARDS = 256
 _AUTO_ROWS = (64, 4_096)
 """Automatic shards: a 256th of the rows, so that progress is seen and a lost shard costs little,
 but neither so few rows that files abound nor so many that a shard takes long."""
+
+_READERS = 8
+"""Files looked through at once when the plan is made: most of that is waiting and decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,9 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """A unit of work: consecutive rows of one file."""
+class Extent:
+    """Consecutive rows of one file, within one row group, record batch or run of lines."""
 
-    index: int
     file: SourceFile
     piece: Piece
 
@@ -63,6 +63,40 @@ class Shard:
     def rows(self) -> int:
         """How many rows it has."""
         return self.piece.rows
+
+    def slice(self, start: int, rows: int) -> Extent:
+        """`rows` of its rows, from the one numbered `start` within it."""
+        return Extent(self.file, self.piece.slice(start, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A unit of work: consecutive rows of the dataset, of one file or of several."""
+
+    index: int
+    extents: tuple[Extent, ...]
+    """Where the rows are, in the dataset's order; never empty."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(extent.rows for extent in self.extents)
+
+    @property
+    def source(self) -> str:
+        """The file that its rows are from, or the first and the last of them."""
+        first, last = self.extents[0].file.path, self.extents[-1].file.path
+        return first if first == last else f"{first} to {last}"
+
+    def slice(self, start: int, rows: int) -> Shard:
+        """`rows` of its rows, from the one numbered `start` within it, under the same index."""
+        chosen = []
+        for extent in self.extents:
+            first, last = max(start, 0), min(start + rows, extent.rows)
+            if first < last:
+                chosen.append(extent.slice(first, last - first))
+            start -= extent.rows
+        return Shard(self.index, tuple(chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +106,8 @@ class Plan:
     files: tuple[SourceFile, ...]
     schema: pa.Schema
     row_format: RowFormat
+    rows_per_shard: int
+    """Rows in each shard but the last."""
     shards: tuple[Shard, ...]
 
     @property
@@ -90,32 +126,35 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
 
     Args:
         dataset: A file, a directory, a glob, or what `datasets.save_to_disk` wrote.
-        rows_per_shard: Rows in a shard; a shard never crosses a file or a Parquet row group.
+        rows_per_shard: Rows in each shard but the last: shards are cut by count alone, through
+            files and row groups, so the same rows laid out otherwise make the same shards.
 
     Raises:
         DataError: Nothing is there, it is empty, it can't be read, or its columns are unknown.
     """
     paths = find_files(dataset)
-    scans = [(path, _format(path)) for path in paths]
-    _check_one_format(scans)
+    found = [(path, _format(path)) for path in paths]
+    _check_one_format(found)
     schema: pa.Schema | None = None
     files: list[SourceFile] = []
-    for path, form in scans:
-        stat, scan = _scan(path, form)
+    extents: list[Extent] = []
+    for (path, form), (stat, scan) in zip(found, _scan_all(found), strict=True):
         if scan.rows:
-            schema = _merge(schema, _bare(scan.schema), files, path, form)
-        files.append(SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows))
+            schema = _merge(schema, bare(scan.schema), files, path, form)
+        file = SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows)
+        files.append(file)
+        extents += [Extent(file, piece) for piece in scan.pieces]
     if schema is None:
-        found = paths[0] if len(paths) == 1 else f"any of its {len(paths)} files"
-        raise DataError(f"Dataset {dataset!r} is empty: no rows in {found}. Pass files with rows.")
+        where = paths[0] if len(paths) == 1 else f"any of its {len(paths)} files"
+        raise DataError(f"Dataset {dataset!r} is empty: no rows in {where}. Pass files with rows.")
     row_format = check_schema(schema)
     check_free(schema, row_format.kind)
     schema = settle(schema) if files[0].format == "json" else schema
-    _check_storable(schema)
+    check_storable(schema)
     total = sum(file.rows for file in files)
     size = _auto_rows(total) if rows_per_shard == "auto" else rows_per_shard
-    shards = (Shard(index, *where) for index, where in enumerate(_cut(files, size)))
-    return Plan(tuple(files), schema, row_format, tuple(shards))
+    shards = (Shard(index, shared) for index, shared in enumerate(_deal(extents, size)))
+    return Plan(tuple(files), schema, row_format, size, tuple(shards))
 
 
 def find_files(dataset: str) -> list[str]:
@@ -212,24 +251,22 @@ def _check_one_format(files: list[tuple[str, Format]]) -> None:
             )
 
 
-def _scan(path: str, form: Format) -> tuple[os.stat_result, Scan]:
+def _scan_all(files: list[tuple[str, Format]]) -> Iterator[tuple[os.stat_result, Scan]]:
+    """Looks through files, several at once; yields in their order."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        try:
+            yield from readers.map(_scan, files)
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+
+def _scan(file: tuple[str, Format]) -> tuple[os.stat_result, Scan]:
+    path, form = file
     with _planning(path, form):
         stat = os.stat(path)  # before the scan, so that a change meanwhile is seen when reading
         scan = form.scan(path)
-        _check_names(path, list(scan.schema))
+        check_names(path, list(scan.schema))
     return stat, scan
-
-
-def _check_names(path: str, fields: list[pa.Field]) -> None:
-    """Refuses columns, and fields within them, that can't be told apart by name."""
-    repeated = [name for name, n in Counter(field.name for field in fields).items() if n > 1]
-    if repeated:
-        raise DataError(
-            f"{path} has several columns or fields named {', '.join(map(repr, repeated))}. Rename "
-            "or drop them first."
-        )
-    for kind in (field.type for field in fields):
-        _check_names(path, [kind.field(index) for index in range(kind.num_fields)])
 
 
 @contextmanager
@@ -246,11 +283,6 @@ def _planning(path: str, form: Format) -> Iterator[None]:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _bare(schema: pa.Schema) -> pa.Schema:
-    """The columns less what a single file says of them: its metadata, and that it has no nulls."""
-    return pa.schema([pa.field(field.name, field.type) for field in schema])
-
-
 def _merge(
     schema: pa.Schema | None, found: pa.Schema, before: list[SourceFile], path: str, form: Format
 ) -> pa.Schema:
@@ -265,13 +297,12 @@ def _merge(
                 f"{path} does not fit the files before it: {error}. Give all files one schema, or "
                 "score them apart."
             ) from error
-    theirs = {field.name: field.type for field in found}
-    ours = {field.name: field.type for field in schema}
-    differing = sorted(
-        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
-    )
+    united, differing = unite(schema, found)
     if differing:
         name = differing[0]
+        ours, theirs = (
+            {field.name: field.type for field in columns} for columns in (schema, found)
+        )
         first = next(file.path for file in before if file.rows)
         raise DataError(
             f"The files have different columns: {name!r} is {ours.get(name, 'absent')} in "
@@ -279,19 +310,7 @@ def _merge(
             + (f" (so differ {', '.join(differing[1:])})" if differing[1:] else "")
             + ". Give all files one schema, or score them apart."
         )
-    return schema
-
-
-def _check_storable(schema: pa.Schema) -> None:
-    """Refuses columns that could be read but not be passed on to the output."""
-    for field in schema:
-        try:
-            pq.write_table(pa.schema([field]).empty_table(), io.BytesIO())
-        except pa.ArrowNotImplementedError as error:
-            raise DataError(
-                f"Column {field.name!r} is of type {field.type}, which Parquet can't hold and the "
-                f"output is Parquet ({error}). Convert or drop it first."
-            ) from error
+    return united
 
 
 def _auto_rows(total: int) -> int:
@@ -299,9 +318,19 @@ def _auto_rows(total: int) -> int:
     return min(max(-(-total // _AUTO_SHARDS), low), high)
 
 
-def _cut(files: list[SourceFile], rows: int) -> Iterator[tuple[SourceFile, Piece]]:
-    for file in files:
-        form = format_named(file.format)
-        with _planning(file.path, form):
-            for piece in form.split(file.path, rows):
-                yield file, piece
+def _deal(extents: Iterable[Extent], rows: int) -> Iterator[tuple[Extent, ...]]:
+    """Deals rows out in their order, `rows` to a shard; the last one gets what is left."""
+    held: list[Extent] = []
+    room = rows
+    for extent in extents:
+        start = 0
+        while start < extent.rows:
+            taken = extent.slice(start, min(room, extent.rows - start))
+            held.append(taken)
+            start += taken.rows
+            room -= taken.rows
+            if room == 0:
+                yield tuple(held)
+                held, room = [], rows
+    if held:
+        yield tuple(held)

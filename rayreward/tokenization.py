@@ -28,10 +28,11 @@ class Tokenizer:
         self.hf = hf
         self.max_length = max_length
         self._truncation = truncation
+        self._eos = hf.eos_token or ""
         self._turn = threading.Lock()  # its settings are changed and changed back by each call
 
     def encode(self, samples: Sequence[Sample]) -> list[Tokens | Failure]:
-        """Tokenizes samples.
+        """Tokenizes samples, what is there more than once only once.
 
         Returns:
             For each sample its tokens, or why there are none.
@@ -39,31 +40,32 @@ class Tokenizer:
         Raises:
             ModelError: There are conversations but the model has no chat template.
         """
-        rendered = [self._render(sample) for sample in samples]
-        encoded: list[Tokens | Failure] = [
-            item if isinstance(item, Failure) else _NOT_YET for item in rendered
+        rendered = [(isinstance(sample, Text), self._render(sample)) for sample in samples]
+        encoded: dict[tuple[bool, str | Failure], Tokens | Failure] = {}
+        for plain in (True, False):
+            texts = dict.fromkeys(
+                text for kind, text in rendered if kind is plain and isinstance(text, str)
+            )
+            encoded.update(
+                ((plain, text), tokens)
+                for text, tokens in zip(texts, self._tokenize(list(texts), plain), strict=True)
+            )
+        return [
+            text if isinstance(text, Failure) else encoded[kind, text] for kind, text in rendered
         ]
-        for kind, special in ((Text, True), (Conversation, False)):
-            chosen = [
-                index
-                for index, sample in enumerate(samples)
-                if isinstance(sample, kind) and encoded[index] is _NOT_YET
-            ]
-            if chosen:
-                texts = [rendered[index] for index in chosen]
-                with self._turn:
-                    ids = self.hf(
-                        texts,
-                        add_special_tokens=special,
-                        return_special_tokens_mask=True,
-                        return_attention_mask=False,
-                        verbose=False,
-                    )
-                for index, row, mask in zip(
-                    chosen, ids["input_ids"], ids["special_tokens_mask"], strict=True
-                ):
-                    encoded[index] = self._fit(row, mask)
-        return encoded
+
+    def _tokenize(self, texts: list[str], special: bool) -> list[Tokens | Failure]:
+        if not texts:
+            return []
+        with self._turn:
+            ids = self.hf(
+                texts,
+                add_special_tokens=special,
+                return_special_tokens_mask=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+        return list(map(self._fit, ids["input_ids"], ids["special_tokens_mask"]))
 
     def _render(self, sample: Sample) -> str | Failure:
         if isinstance(sample, Failure):
@@ -79,8 +81,7 @@ class Tokenizer:
 
     def _text(self, sample: Text) -> str:
         """Appends EOS where absent. Source: TRL 1.16, RewardTrainer._prepare_dataset, add_eos."""
-        eos = self.hf.eos_token or ""
-        ending = "" if sample.completion.endswith(eos) else eos
+        ending = "" if sample.completion.endswith(self._eos) else self._eos
         return sample.prompt + sample.completion + ending
 
     def _template(self, sample: Conversation) -> str:
@@ -112,9 +113,6 @@ class Tokenizer:
             detail = f"{len(ids)} tokens are more than max_length={self.max_length}"
             return Failure(Status.TOO_LONG, detail, tokens=len(ids))
         return Tokens(tuple(truncate(ids, special, self.max_length, self._truncation)), len(ids))
-
-
-_NOT_YET: Any = object()
 
 
 class _TemplateRefused(ValueError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,11 @@ def _check_files(path: Path, manifest: Mapping[str, Any]) -> Finding:
 
 def _check_rows(path: Path, manifest: Mapping[str, Any], plan: Mapping[str, Any]) -> Finding:
     """Compares the shards of the plan with the parts, row by row count."""
-    planned = {f"part-{index:06d}.parquet": n for index, n in enumerate(plan.get("shards", ()))}
+    total, size = plan.get("rows", 0), plan.get("rows_per_shard", 1)
+    planned = {
+        f"part-{index:06d}.parquet": min(size, total - start)
+        for index, start in enumerate(range(0, total, size))
+    }
     there = {
         part["name"]: pq.read_metadata(path / part["name"]).num_rows
         for part in manifest["parts"]
@@ -213,8 +219,7 @@ def _sampled(
     parts: Sequence[Mapping[str, Any]], sample: int, *, whole_parts: bool
 ) -> Iterator[tuple[Mapping[str, Any], int, Sequence[int]]]:
     """Yields parts with the number of rows before each and the rows to look at in it."""
-    starts = [sum(part["rows"] for part in parts[:index]) for index in range(len(parts))]
-    total = sum(part["rows"] for part in parts)
+    *starts, total = accumulate((part["rows"] for part in parts), initial=0)
     dice = random.Random(0)
     if whole_parts:
         for index in dice.sample(range(len(parts)), len(parts)):
@@ -224,10 +229,8 @@ def _sampled(
             yield parts[index], starts[index], range(parts[index]["rows"])
         return
     rows = sorted(dice.sample(range(total), min(sample, total)))
-    for part, start in zip(parts, starts, strict=True):
-        chosen = [row - start for row in rows if start <= row < start + part["rows"]]
-        if chosen:
-            yield part, start, chosen
+    for index, chosen in groupby(rows, lambda row: bisect(starts, row) - 1):
+        yield parts[index], starts[index], [row - starts[index] for row in chosen]
 
 
 def split_columns(table: pa.Table) -> tuple[pa.Table, pa.Table, RowFormat]:

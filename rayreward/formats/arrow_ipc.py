@@ -7,7 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from rayreward.formats.base import Damaged, Piece, Scan, cut, decoding
+from rayreward.formats.base import Damaged, Piece, Scan, decoding
 
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -22,12 +22,8 @@ class ArrowIpc:
     def scan(self, path: str) -> Scan:
         with decoding("the file"), pa.memory_map(path) as source:
             schema, batches = _open(source)
-            return Scan(schema, sum(batch.num_rows for batch in batches))
-
-    def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        with decoding("the file"), pa.memory_map(path) as source:
-            for index, batch in enumerate(_open(source)[1]):
-                yield from cut(batch.num_rows, index, rows_per_piece)
+            pieces = (Piece(batch.num_rows, at) for at, batch in enumerate(batches))
+            return Scan(schema, tuple(pieces))
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
         with decoding(f"record batch {piece.at}"), pa.memory_map(path) as source:

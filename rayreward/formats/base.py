@@ -1,8 +1,8 @@
-"""What a file format has to answer: how many rows, of which schema, cut where, and the rows."""
+"""What a file format has to answer: of which schema the rows are, where they lie, and the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,14 +12,6 @@ import pyarrow as pa
 
 class Damaged(ValueError):
     """A part of a file can't be decoded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What a whole file holds."""
-
-    schema: pa.Schema
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +28,23 @@ class Piece:
     at: int
     skip: int = 0
 
+    def slice(self, start: int, rows: int) -> Piece:
+        """`rows` of its rows, from the one numbered `start` within it."""
+        return Piece(rows, self.at, self.skip + start)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a whole file holds: the schema, and all rows as pieces, in order."""
+
+    schema: pa.Schema
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole file."""
+        return sum(piece.rows for piece in self.pieces)
+
 
 class Format(Protocol):
     """One file format.
@@ -49,7 +58,7 @@ class Format(Protocol):
     title: str
 
     def scan(self, path: str) -> Scan:
-        """Reads the schema and counts the rows.
+        """Reads the schema and finds where the rows lie, opening the file once.
 
         Raises:
             Damaged: The file is not in this format, or is cut off.
@@ -58,21 +67,12 @@ class Format(Protocol):
         """
         ...
 
-    def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        """Cuts the file into pieces of at most so many rows, in order, without reading them.
-
-        Raises:
-            Damaged: As in `scan`.
-            OSError: As in `scan`.
-        """
-        ...
-
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
         """Reads a piece.
 
         Args:
             path: The file.
-            piece: From `split`.
+            piece: From `scan`, or a slice of one.
             schema: The dataset's schema, for formats that carry none.
 
         Raises:
@@ -100,7 +100,12 @@ def decoding(what: str) -> Iterator[None]:
         raise Damaged(f"{what} can't be decoded ({reason})") from error
 
 
-def cut(rows: int, at: int, rows_per_piece: int) -> Iterator[Piece]:
-    """Cuts one row group or record batch into pieces."""
-    for start in range(0, rows, rows_per_piece):
-        yield Piece(min(rows_per_piece, rows - start), at, start)
+def window(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """`rows` rows from a run of batches, after `skip`; takes no more batches than that needs."""
+    for batch in batches:
+        first, last = max(skip, 0), min(skip + rows, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        skip -= batch.num_rows
+        if skip + rows <= 0:
+            return

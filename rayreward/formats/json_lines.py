@@ -19,7 +19,9 @@ import pyarrow.json as pj
 from rayreward.errors import DataError
 from rayreward.formats.base import Piece, Scan, decoding
 
-_BLOCK_BYTES = 16 * 2**20
+_BLOCK_BYTES = 2**20
+"""Parsed at once when a file is looked through, and the most that is passed over to find a row."""
+
 _PARSE_BYTES = 2**30
 """The most that pyarrow is given at once; it counts bytes in 32 bits."""
 
@@ -40,30 +42,18 @@ class JsonLines:
     title = "JSON Lines"
 
     def scan(self, path: str) -> Scan:
-        schema, rows, first_line = pa.schema([]), 0, 1
+        schema, pieces, first_line, offset = pa.schema([]), [], 1, 0
         for lines in _blocks(path):
             if any(map(_filled, lines)):
                 found = _parse_or_locate(path, lines, first_line)
                 schema = _widen(path, schema, found.type, first_line)
-                rows += len(found)
+                pieces.append(Piece(len(found), offset))
             first_line += len(lines)
-        return Scan(schema, rows)
-
-    def split(self, path: str, rows_per_piece: int) -> Iterator[Piece]:
-        start, rows, offset, begun = 0, 0, 0, 0
-        seekable = _codec(path) is None
-        with decoding("the file"), _open(path) as file:
-            for line in file:
-                if _filled(line):
-                    if rows == 0:
-                        begun = offset
-                    rows += 1
-                offset += len(line)
-                if rows == rows_per_piece:
-                    yield Piece(rows, begun) if seekable else Piece(rows, 0, start)
-                    start, rows = start + rows, 0
-        if rows:
-            yield Piece(rows, begun) if seekable else Piece(rows, 0, start)
+            offset += sum(map(len, lines))
+        scan = Scan(schema, tuple(pieces))
+        if _codec(path) is None:
+            return scan
+        return Scan(schema, (Piece(scan.rows, 0),))  # there is no way in but from the start
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
         with decoding("the lines"), _open(path) as file:
@@ -117,7 +107,7 @@ def _parse(lines: list[bytes], schema: pa.Schema | None = None) -> pa.ChunkedArr
     bare = (line.strip().removeprefix(codecs.BOM_UTF8) for line in lines)
     content = b"".join(b'{"row":%b}\n' % line for line in bare)
     rows = pj.read_json(
-        io.BytesIO(content),
+        pa.BufferReader(content),
         pj.ReadOptions(use_threads=False, block_size=min(len(content) + 1, _PARSE_BYTES)),
         pj.ParseOptions(
             explicit_schema=schema and pa.schema([("row", pa.struct(schema))]),

@@ -120,7 +120,7 @@ def test_resume_with_shards_cut_elsewhere_is_refused(pool: RewardPool, tmp_path:
     """As many shards, but other rows in them: parts of both cuts together would lose rows."""
     source, output = pairs(tmp_path / "pairs.parquet", rows=10), tmp_path / "out"
     pool.score_dataset(str(source), str(output), rows_per_shard=5)
-    with pytest.raises(OutputError, match="shards are cut at other rows"):
+    with pytest.raises(OutputError, match="rows_per_shard was 5 and is 6"):
         pool.score_dataset(str(source), str(output), rows_per_shard=6)
 
 

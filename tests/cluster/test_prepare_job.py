@@ -103,7 +103,7 @@ def test_prepare_job_refuses_the_output_of_another_run(
 
 def test_prepare_job_refuses_other_shards(tmp_path: Path, source: Path) -> None:
     _begin(source, tmp_path / "out", rows_per_shard=5)
-    with pytest.raises(OutputError, match="shards are cut at other rows"):
+    with pytest.raises(OutputError, match="rows_per_shard was 5 and is 3"):
         _prepare(source, tmp_path / "out", rows_per_shard=3)
 
 

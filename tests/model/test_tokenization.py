@@ -51,6 +51,38 @@ def test_samples_are_encoded_alone_as_in_a_crowd() -> None:
     assert ours.encode(samples) == [ours.encode([sample])[0] for sample in samples]
 
 
+def test_exact_duplicates_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tokenizer()
+    expected = ours.encode([Text("", "a")]) + ours.encode([Text("", "b")])
+    given: list[str] = []
+    tokenize = type(ours.hf).__call__
+
+    def counted(hf: Any, texts: list[str], **how: Any) -> Any:
+        given.extend(texts)
+        return tokenize(hf, texts, **how)
+
+    monkeypatch.setattr(type(ours.hf), "__call__", counted)
+    assert (
+        ours.encode([Text("", "a"), Text("", "b"), Text("", "a</s>")] * 5)
+        == [
+            *expected,
+            expected[0],
+        ]
+        * 5
+    )
+    assert given == ["a</s>", "b</s>"]
+
+
+def test_a_text_that_reads_like_a_conversation_is_none() -> None:
+    """The tokenizer's special tokens are put around the one and not around the other."""
+    ours = tokenizer(bos=True)
+    talk = Conversation([{"role": "user", "content": "hi"}])
+    text = Text("", ours.hf.apply_chat_template(list(talk.messages), tokenize=False) + "</s>")
+    ours.hf.chat_template += "</s>"
+    as_text, as_talk = ours.encode([text, talk])
+    assert ids(as_text) == [ours.hf.bos_token_id, *ids(as_talk)]
+
+
 def test_conversation_without_a_template_is_an_error() -> None:
     with pytest.raises(ModelError, match="no chat template"):
         tokenizer(chat=False).encode([Conversation([{"role": "user", "content": "hi"}])])

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rayreward.columns import check_free, reward_columns, reward_schema, unreadable_columns
+from rayreward.columns import check_free, reward_columns, reward_schema
 from rayreward.errors import DataError
 from rayreward.preferences import RowKind
 from rayreward.types import Failure, Outcome, Reward, Status
@@ -118,12 +118,12 @@ def test_columns_have_the_same_schema_whatever_they_hold(kind: RowKind) -> None:
     samples = 2 if kind is RowKind.PAIR else 1
     for rows in ([], [[EMPTY] * samples], [[Reward(1.0, 1, False)] * samples]):
         assert reward_columns(kind, rows).schema == reward_schema(kind)
-    assert unreadable_columns(kind, 0, "damaged").schema == reward_schema(kind)
 
 
 @pytest.mark.parametrize("kind", RowKind)
 def test_columns_of_unreadable_rows_are_null(kind: RowKind) -> None:
-    rows = unreadable_columns(kind, 3, "row group 2 is damaged").to_pylist()
+    lost = Failure(Status.UNREADABLE, "row group 2 is damaged")
+    rows = reward_columns(kind, [lost] * 3).to_pylist()
     assert len(rows) == 3
     for row in rows:
         assert row.pop("reward_status") == "unreadable"

@@ -18,6 +18,7 @@ from rayreward.formats import (
     Damaged,
     Format,
     Piece,
+    Scan,
     format_named,
     format_of,
     json_lines,
@@ -85,13 +86,20 @@ def _form(path: str) -> Format:
     return form
 
 
+def _pieces(scan: Scan, size: int) -> list[Piece]:
+    """All pieces of a file, cut into some of at most `size` rows."""
+    return [
+        piece.slice(start, min(size, piece.rows - start))
+        for piece in scan.pieces
+        for start in range(0, piece.rows, size)
+    ]
+
+
 def _read(path: str, size: int = 1000) -> list[dict[str, Any]]:
     """All rows of a file, piece by piece."""
     form = _form(path)
     scan = form.scan(path)
-    pieces = list(form.split(path, size))
-    assert all(0 < piece.rows <= size for piece in pieces)
-    assert sum(piece.rows for piece in pieces) == scan.rows
+    pieces = _pieces(scan, size)
     tables = [form.read(path, piece, settle(scan.schema)) for piece in pieces]
     assert [table.num_rows for table in tables] == [piece.rows for piece in pieces]
     return [row for table in tables for row in table.to_pylist()]
@@ -118,36 +126,38 @@ def test_formats_scan_the_columns_in_their_order(written: str) -> None:
 
 def test_formats_read_pieces_in_any_order(written: str) -> None:
     form = _form(written)
-    schema = form.scan(written).schema
-    pieces = list(form.split(written, 4))
-    found = {p: form.read(written, p, schema).to_pylist() for p in reversed(pieces)}
+    scan = form.scan(written)
+    pieces = _pieces(scan, 4)
+    found = {p: form.read(written, p, scan.schema).to_pylist() for p in reversed(pieces)}
     assert [row for piece in pieces for row in found[piece]] == ROWS
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow file", "arrow stream"])
-def test_formats_cut_within_row_groups_and_record_batches(tmp_path: Path, kind: str) -> None:
+def test_formats_have_a_piece_a_row_group_or_record_batch(tmp_path: Path, kind: str) -> None:
     name, write = WRITERS[kind]
     write(tmp_path / name)
-    path = str(tmp_path / name)
-    pieces = list(_form(path).split(path, 3))
-    assert [(p.at, p.skip, p.rows) for p in pieces[:4]] == [
-        (0, 0, 3),
-        (0, 3, 2),
-        (1, 0, 3),
-        (1, 3, 2),
-    ]
-    assert pieces[-1] == Piece(3, at=4)
+    pieces = _form(name).scan(str(tmp_path / name)).pieces
+    assert pieces == (*(Piece(GROUP_ROWS, at) for at in range(4)), Piece(3, 4))
+    assert pieces[1].slice(2, 3) == Piece(3, 1, 2)
+    assert pieces[1].slice(2, 3).slice(1, 1) == Piece(1, 1, 3)
 
 
-def test_formats_cut_plain_lines_at_byte_offsets(tmp_path: Path) -> None:
+def test_formats_find_plain_lines_at_byte_offsets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _lines(tmp_path, '{"text": "a"}', "", '{"text": "é"}', '{"text": "c"}')
-    assert list(_form(path).split(path, 1)) == [Piece(1, 0), Piece(1, 15), Piece(1, 30)]
+    assert _form(path).scan(path).pieces == (Piece(3, 0),)
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 1)
+    assert _form(path).scan(path).pieces == (Piece(1, 0), Piece(1, 14), Piece(1, 30))
 
 
-def test_formats_cut_packed_lines_by_counting(tmp_path: Path) -> None:
+def test_formats_find_packed_lines_by_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 1)
     path = tmp_path / "x.jsonl.gz"
     _pack(path, _jsonl(ROWS), "gzip")
-    assert list(_form(str(path)).split(str(path), 20)) == [Piece(20, 0, 0), Piece(3, 0, 20)]
+    assert _form(str(path)).scan(str(path)).pieces == (Piece(len(ROWS), 0),)
 
 
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
@@ -200,8 +210,6 @@ def test_formats_missing_file_is_no_damage(tmp_path: Path) -> None:
         form, path = _form(name), str(tmp_path / name)
         with pytest.raises(FileNotFoundError):
             form.scan(path)
-        with pytest.raises(FileNotFoundError):
-            list(form.split(path, 1))
         with pytest.raises(FileNotFoundError):
             form.read(path, Piece(1, 0), pa.schema([("text", pa.string())]))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rayreward.columns import reward_columns, unreadable_columns
+from rayreward.columns import reward_columns
 from rayreward.preferences import RowKind
 from rayreward.tally import tally_columns
 from rayreward.types import Failure, Outcome, Reward, Status, Tally
@@ -75,7 +75,8 @@ def test_tally_of_completions_counts_each_of_them() -> None:
 
 @pytest.mark.parametrize("kind", RowKind)
 def test_tally_counts_unreadable_rows_as_failed(kind: RowKind) -> None:
-    found = tally_columns(kind, unreadable_columns(kind, 4, "damaged"))
+    lost = reward_columns(kind, [Failure(Status.UNREADABLE, "damaged")] * 4)
+    found = tally_columns(kind, lost)
     assert found == Tally(rows=4, failed={"unreadable": 4})
 
 
