@@ -42,6 +42,12 @@ class Difference:
     computed: Differing
     environment: Differing
 
+    def __str__(self) -> str:
+        held = ", ".join(_told({**self.model, **self.computed}))
+        machine = ", ".join(_told(self.environment))
+        where = f"its machine has {machine}" if machine else "its machine looks the same"
+        return f"{held}; {where}"
+
 
 @dataclass(frozen=True, slots=True)
 class DeterminismReport:
@@ -200,13 +206,7 @@ def differing(mine: object, theirs: object, names: Iterable[str]) -> Differing:
 
 def _listed(differences: Iterable[Difference]) -> str:
     """A line for each actor."""
-    lines = []
-    for difference in differences:
-        held = ", ".join(_told({**difference.model, **difference.computed}))
-        machine = ", ".join(_told(difference.environment))
-        where = f"its machine has {machine}" if machine else "its machine looks the same"
-        lines.append(f"  actor {difference.actor}: {held}; {where}")
-    return "\n".join(lines)
+    return "\n".join(f"  actor {difference.actor}: {difference}" for difference in differences)
 
 
 def _told(pairs: Differing) -> list[str]:

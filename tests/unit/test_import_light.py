@@ -20,6 +20,7 @@ HEAVY = {
     "flat",
     "fleet",
     "head",
+    "integrations",
     "invariance",
     "job",
     "loading",

@@ -1,0 +1,1 @@
+"""Ways in from other frameworks, one module for each."""
