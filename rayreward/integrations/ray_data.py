@@ -38,9 +38,12 @@ class RewardScorer:
     """Adds the reward and audit columns to batches: a callable class for `Dataset.map_batches`.
 
     Pass `batch_format="pyarrow"`. Each worker computes with as many threads as it reserves CPUs
-    (`num_cpus`), and on a GPU only if it reserves one (`num_gpus`), as a pool's actors do. Where G3
-    holds, rewards are those of a `RewardPool` with the same settings, bit for bit, whatever the
-    batch size and the number of workers; `batch_invariant=True` insists on it.
+    (`num_cpus`), and on a GPU only if it reserves one (`num_gpus`), as a pool's actors do. Leave a
+    CPU of the cluster free to read with: workers that reserve all of them wait for rows for ever
+    (seen with Ray 2.60).
+
+    Where G3 holds, rewards are those of a `RewardPool` with the same settings, bit for bit,
+    whatever the batch size and the number of workers; `batch_invariant=True` insists on it.
 
     An error in a worker ends the execution; Ray Data wraps it, with its text, in an error of its
     own.
@@ -117,7 +120,8 @@ def find_fingerprint(
         ModelError: The checkpoint can't be loaded as a reward model.
     """
     config = ModelConfig(model=os.fspath(model), **settings)
-    load: Any = ray.remote(_load_fingerprint)
+    # the process ends with the task: threads and devices were set in it for good
+    load: Any = ray.remote(max_calls=1)(_load_fingerprint)
     try:
         found: Fingerprint = ray.get(
             load.options(num_cpus=num_cpus, num_gpus=num_gpus).remote(config)

@@ -80,7 +80,7 @@ def as_table(dataset: Any) -> pa.Table:
 def test_g1_g3_pipeline_gives_the_columns_and_the_bits_of_a_job(
     pool: RewardPool, tiny_model: str, tmp_path: Path, rows: str, workers: int
 ) -> None:
-    """G1 and G3, bitwise: however the rows are cut, and however many workers score them.
+    """G1 and G3, bitwise: however the rows are cut, and however many workers there are.
 
     What is expected of the workers is the pool's fingerprint, by way of JSON.
     """
@@ -211,6 +211,8 @@ def test_worker_computes_with_what_it_reserved(ray_cluster: Any, tiny_model: str
     def look() -> tuple[str | None, int]:
         import torch
 
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # where an earlier test had this process
+        torch.set_num_threads(1)
         RewardScorer(tiny_model, seed=42)
         return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads()
 
