@@ -171,7 +171,7 @@ def run_job(pool: RewardPool, folder: Path, shards: int) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def make_tiny(folder: Path) -> None:
+def make_tiny(folder: Path, layers: int = 2) -> None:
     """A random Llama that takes no time, with a tokenizer of a few words."""
     words = ["<pad>", "</s>", "<unk>", *WORDS]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -183,7 +183,7 @@ def make_tiny(folder: Path) -> None:
         vocab_size=len(words),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=256,
         pad_token_id=0,

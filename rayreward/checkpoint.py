@@ -6,6 +6,7 @@ it. Knows the layout of Hugging Face checkpoints; does not know torch or Ray.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -164,10 +165,8 @@ def _refuse_unmerged(model: str, names: Iterable[str]) -> None:
 
 
 def _refuse_remote_code(model: str, config: dict[str, Any]) -> None:
-    from transformers import CONFIG_MAPPING
-
     auto_map = config.get("auto_map", {})
-    known = config.get("model_type") in CONFIG_MAPPING
+    known = _is_known(config.get("model_type"))
     if "AutoModelForSequenceClassification" in auto_map or (auto_map and not known):
         raise ModelError(
             f"Model {model!r} wants to run code of its own (auto_map in its config.json), which "
@@ -179,6 +178,18 @@ def _refuse_remote_code(model: str, config: dict[str, Any]) -> None:
             f"Model {model!r} is of type {config.get('model_type')!r}, which the installed "
             "transformers does not know. Upgrade transformers, or check config.json."
         )
+
+
+def _is_known(model_type: object) -> bool:
+    """Whether transformers has the architecture; without torch, for which a driver has no use."""
+    with contextlib.suppress(ImportError):  # transformers' own module: it holds the names alone
+        from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+        if model_type in CONFIG_MAPPING_NAMES:
+            return True
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _read_shapes(model: str, path: Path) -> dict[str, tuple[int, ...]]:

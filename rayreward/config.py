@@ -173,8 +173,8 @@ class JobConfig:
     """Directory for the result. The same command again resumes an unfinished one."""
 
     rows_per_shard: int | Literal["auto"] = "auto"
-    """Rows in a unit of work and in its output file. "auto": a 256th of the dataset, between 64
-    and 4,096."""
+    """Rows in a unit of work and in its output file, across files and row groups of the input.
+    "auto": a 256th of the dataset, between 64 and 4,096."""
 
     max_failed_rows: int = 0
     """Rows without a reward that are fine. With more, the job ends with exit code 3."""

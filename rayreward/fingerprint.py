@@ -113,7 +113,9 @@ def find_environment(device: torch.device) -> Environment:
     kernels = None if on_gpu else find_kernels()
     return Environment(
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(
+            torch.__version__
+        ),  # of a class of its own, which a driver would import torch for
         transformers=transformers.__version__,
         tokenizers=tokenizers.__version__,
         cpu=torch.backends.cpu.get_cpu_capability(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,3 +175,9 @@ def test_exact_duplicates_are_scored_once(
         [pytest.approx(value, abs=1e-6) for value in group] for group in expected
     ]
     assert [group[-1].truncated for group in found] == [False, True, False, False]
+
+
+def test_fingerprint_travels_without_torch(tiny_model: str) -> None:
+    """A driver that unpickled a value of torch's would import it, and hold 250 MB more."""
+    scorer = Scorer.load(ModelConfig(model=tiny_model, seed=42))
+    assert b"torch." not in pickle.dumps((scorer.fingerprint(), scorer.prove()))

@@ -11,6 +11,7 @@ import random
 import re
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,23 @@ def test_read_shard_a_slice_decodes_no_more_than_it_needs(tmp_path: Path) -> Non
     watching.join()
     assert found["text"][-1].as_py() == f"{rows - 1:0500}"
     assert peak < 20e6  # of 100 MB
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_lines_are_planned_and_read_without_holding_the_file(tmp_path: Path, name: str) -> None:
+    rows = 40_000
+    with pa.output_stream(str(tmp_path / name), compression="detect") as stream:
+        for row in range(rows):
+            stream.write(b'{"text": "%01000d"}\n' % row)
+    tracemalloc.start()
+    try:
+        plan = plan_dataset(str(tmp_path), 1_000)
+        found = _rows_of(plan, len(plan.shards) - 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["text"][-1].as_py() == f"{rows - 1:01000}"
+    assert peak < 12e6  # of 40 MB
 
 
 def _pruned(value: Any) -> Any:
