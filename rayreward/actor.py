@@ -11,13 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayreward import storage
 from rayreward.allocator import keep_freed_memory
 from rayreward.columns import reward_schema, unreadable_columns
 from rayreward.config import ModelConfig
@@ -49,6 +50,8 @@ class ShardContext:
     provenance: dict[str, Any]
     attempts: str
     """Directory for attempt files."""
+    access: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    """How to reach the URLs among the names, as `rayreward.storage` keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ class RewardActor:
             DataError: The input has changed since it was planned, or can't be read here.
             OutputError: The attempt can't be written.
         """
+        storage.take_access(context.access)
         time_spent = ModelTime()
         try:
             rows = read_shard(shard, context.schema)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayreward import storage
 from rayreward.formats.base import Damaged, Piece, Scan, cut, decoding
 
 
@@ -35,7 +36,7 @@ class Parquet:
 
 
 def _open(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    return pq.ParquetFile(storage.source(path), page_checksum_verification=True)
 
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:
