@@ -39,9 +39,12 @@ class Server:
     address: str
     requests: list[Request] = field(default_factory=list)
     faults: list[tuple[Callable[[Request], bool], str]] = field(default_factory=list)
+    held: threading.Event = field(default_factory=threading.Event)
+    """Set once a request is held."""
+    released: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, kind: str, match: Callable[[Request], bool], times: int = 1) -> None:
-        """Fails the next requests that match: "slow_down", "denied", "drop" or "cut"."""
+        """Fails the next requests that match: "slow_down", "denied", "drop", "cut" or "hold"."""
         self.faults += [(match, kind)] * times
 
     def fault(self, request: Request) -> str | None:
@@ -95,7 +98,10 @@ class _Proxy(_Handler):
     def _pass_on(self) -> None:
         body = self._body()
         kind = self.ours.fault(self.asked())
-        if kind == "drop":
+        if kind == "hold":
+            self.ours.held.set()
+            self.ours.released.wait(120)
+        if kind in ("drop", "hold"):
             self.hang_up()
             return
         if kind in ("slow_down", "denied"):
