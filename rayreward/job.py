@@ -223,7 +223,7 @@ def _score_missing(
         row_format=job.plan.row_format,
         provenance=provenance,
         attempts=str(job.output.attempts),
-        access=storage.access(),
+        access=storage.access(job.config.dataset, job.config.output),
     )
     shared = ray.put(context)
     tasks = (

@@ -53,10 +53,10 @@ class Objects:
         """Opens a file of which each read is a request for just that."""
         stat, fetch = self._open(name)
 
-        def told(start: int, length: int) -> bytes:
+        def asked(start: int, length: int) -> bytes:
             return self._do(name, lambda: fetch(start, length))
 
-        return _Ranges(name, stat.size_bytes, told)
+        return _Ranges(stat.size_bytes, asked)
 
     def read(self, name: str) -> bytes:
         def read() -> bytes:
@@ -161,7 +161,8 @@ class Objects:
             )
         file = self._do(name, lambda: self._files.open_input_file(path))
         size = self._do(name, file.size)
-        etag = (self._do(name, file.metadata) or {}).get("ETag")
+        metadata = self._do(name, file.metadata) or {}
+        etag = metadata.get("ETag") or metadata.get("generation")  # of S3, of Google's
         if etag is not None:
             return Stat(size, 0, etag.decode()), lambda at, length: file.read_at(length, at)
         info = self._do(name, lambda: self._files.get_file_info(path))
@@ -202,8 +203,8 @@ class Objects:
 class _Ranges(io.RawIOBase):
     """A file read by asking for ranges of it."""
 
-    def __init__(self, name: str, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        self._name, self._size, self._fetch, self._at = name, size, fetch, 0
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
 
     def readable(self) -> bool:
         return True

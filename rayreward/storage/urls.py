@@ -104,9 +104,13 @@ def base_of(pattern: str) -> str:
     return pattern if wild is None else pattern[: start + wild.start()].rpartition("/")[0]
 
 
-def access() -> dict[str, tuple[str, str]]:
-    """How to reach names, for another process. Holds secrets: not to be written or shown."""
-    return dict(_ACCESS)
+def access(*names: str) -> dict[str, tuple[str, str]]:
+    """How to reach these names and what is below, for another process to `take_access`.
+
+    Holds secrets: not to be written or shown.
+    """
+    bases = [base_of(name) for name in names if is_url(name)]
+    return {key: _ACCESS[key] for key in list(_ACCESS) if any(lies_in(base, key) for base in bases)}
 
 
 def take_access(others: Mapping[str, tuple[str, str]]) -> None:
@@ -116,7 +120,7 @@ def take_access(others: Mapping[str, tuple[str, str]]) -> None:
 
 def access_to(name: str) -> tuple[str, str]:
     """The user part and the query with which a name, or a directory around it, was given."""
-    known = [key for key in _ACCESS if lies_in(name, key)]
+    known = [key for key in list(_ACCESS) if lies_in(name, key)]  # another thread may add to it
     return _ACCESS[max(known, key=len)] if known else ("", "")
 
 

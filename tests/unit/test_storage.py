@@ -130,6 +130,8 @@ def test_access_goes_with_the_nearest_directory_it_was_given_for() -> None:
     assert access_to("s3://b/in/deep/a.parquet") == ("", "region=two")
     assert access_to("s3://b/out/_rayreward/attempts/x") == ("user", "")
     assert access_to("s3://b/in2/a.parquet") == ("", "")
+    sent = storage.access("s3://b/in/*.parquet", "/some/path")
+    assert sent == {"s3://b/in": ("", "region=one")}  # and nothing that others need
 
 
 # Trying again
@@ -419,6 +421,11 @@ def test_http_mistakes_are_told(site: tuple[Server, dict[str, bytes]]) -> None:
         ("nosuch://u:SECRET@a/b.parquet", "nosuch:// is no scheme that is known"),
         ("sftp://u:SECRET@a/b.parquet", "sftp:// needs a package that is not installed"),
         ("hf://datasets/a/b", "its endpoint can't be reached .*offline mode"),
+        (
+            "gs://anonymous@b/x?endpoint_override=127.0.0.1:1&scheme=http&retry_limit_seconds=1",
+            "its endpoint can't be reached .*UNAVAILABLE",
+        ),
+        ("gs://bucket/x?key=SECRET", "the URL sets key, which is not known"),
     ],
 )
 def test_schemes_that_can_not_be_read_are_told(url: str, told: str) -> None:
