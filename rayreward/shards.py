@@ -247,9 +247,8 @@ def _check_one_format(files: list[tuple[str, Format]]) -> None:
 
 def _scan(path: str, form: Format) -> tuple[storage.Stat, Scan]:
     with _planning(path, form):
-        stat = storage.storage_of(path).stat(
-            path
-        )  # before the scan, so that a change meanwhile is seen when reading
+        # before the scan, so that a change meanwhile is seen when reading
+        stat = storage.storage_of(path).stat(path)
         scan = form.scan(path)
         _check_names(path, list(scan.schema))
     return stat, scan

@@ -97,6 +97,7 @@ def environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "RAYREWARD_TEST": "1"}
 
 
+@pytest.mark.slow
 def test_g2_job_that_is_killed_between_part_and_ledger_is_resumed(
     pool: RewardPool,
     s3: S3,

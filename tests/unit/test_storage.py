@@ -258,6 +258,10 @@ def test_s3_dataset_saved_to_disk_in_its_own_order(s3: S3, prefix: str) -> None:
     s3.put(f"{prefix}/state.json", b"{}")
     with pytest.raises(DataError, match="is not what Hugging Face's save_to_disk writes"):
         find_files(s3.url(prefix))
+    s3.put(f"{prefix}2/dataset_dict.json", b"{}")
+    s3.put(f"{prefix}2/train/data-0.arrow", b"")
+    with pytest.raises(DataError, match="holds several splits"):
+        find_files(s3.url(f"{prefix}2"))
 
 
 def test_s3_only_what_is_needed_of_a_file_is_fetched(s3: S3, prefix: str) -> None:
