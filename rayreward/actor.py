@@ -12,13 +12,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayreward import storage
 from rayreward.allocator import keep_freed_memory
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
@@ -53,6 +54,8 @@ class ShardContext:
     provenance: dict[str, Any]
     attempts: str
     """Directory for attempt files."""
+    access: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    """How to reach the URLs among the names, as `rayreward.storage` keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ class RewardActor:
 
     def try_rows(self, shard: Shard, context: ShardContext, first: int, end: int) -> None:
         """Scores some rows of a shard and keeps nothing: does one of them kill the actor?"""
+        storage.take_access(context.access)
         rows, lost = read_shard(shard.slice(first, end - first), context.schema)
         self._loaded.score_table(rows, context.row_format, lost=lost)
 
@@ -223,6 +227,7 @@ class RewardActor:
             DataError: The input has changed since it was planned, or can't be read here.
             OutputError: The attempt can't be written.
         """
+        storage.take_access(context.access)
         time_spent, kind = ModelTime(), context.row_format.kind
         rows, lost = read_shard(shard, context.schema)
         lost = {**lost, **dict.fromkeys(poison, _POISON)}

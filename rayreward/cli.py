@@ -69,7 +69,7 @@ class Verify:
     """Check a finished output: its files, rows and model, and a sample of rewards, bit for bit."""
 
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
-    """The output directory."""
+    """The output directory, or its URL."""
 
     sample: int = 256
     """Rows to score again."""

@@ -166,11 +166,12 @@ class JobConfig:
     """What a scoring job reads, where it writes, and when it counts as failed."""
 
     dataset: str
-    """File, directory or glob: Parquet, Arrow IPC, JSON Lines (also .gz, .zst), or a dataset that
-    Hugging Face's save_to_disk wrote."""
+    """File, directory or glob, as a path or URL (s3://, gs://, hf://, https:// …): Parquet, Arrow
+    IPC, JSON Lines (also .gz, .zst), or a dataset that Hugging Face's save_to_disk wrote."""
 
     output: str
-    """Directory for the result. The same command again resumes an unfinished one."""
+    """Directory for the result, or a prefix of an object store (s3://, gs://). The same command
+    again resumes an unfinished one."""
 
     rows_per_shard: int | Literal["auto"] = "auto"
     """Rows in a unit of work and in its output file, across files and row groups of the input.

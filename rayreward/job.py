@@ -10,12 +10,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from rayreward import storage
 from rayreward._version import __version__
 from rayreward.actor import ShardContext
 from rayreward.config import JobConfig, ModelConfig
@@ -68,6 +69,9 @@ def prepare_job(config: JobConfig, model: ModelConfig) -> PreparedJob:
         DataError: The dataset can't be read or understood.
         OutputError: The output directory belongs to another run, or overlaps the input.
     """
+    config = replace(
+        config, dataset=storage.plain(config.dataset), output=storage.plain(config.output)
+    )
     plan = plan_dataset(config.dataset, config.rows_per_shard)
     _check_place(config, plan)
     output = OutputDirectory(config.output)
@@ -141,24 +145,31 @@ def make_provenance(model: ModelConfig, fingerprint: Fingerprint) -> dict[str, A
 
 def _check_place(config: JobConfig, plan: Plan) -> None:
     """Refuses an output that overlaps the input, or that would vanish with a Ray job."""
+    if config.output.startswith(tuple(f"{scheme}://" for scheme in storage.READ_ONLY)):
+        raise OutputError(
+            f"Output {config.output!r} is a place to read from. Pass a directory, or a prefix of "
+            "an object store (s3://, gs://)."
+        )
     written = Path(config.output).expanduser()
-    if not written.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    relative = not storage.is_url(config.output) and not written.is_absolute()
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise OutputError(
             f"Output {config.output!r} is a relative path, and inside a Ray job the working "
             "directory is a copy that is thrown away. Pass an absolute path that every machine "
             "of the cluster sees."
         )
-    output = written.resolve()
+    output = str(storage.locate(config.output))
     for file in plan.files:
-        if Path(file.path).is_relative_to(output):
+        if storage.lies_in(file.path, output):
             raise OutputError(
                 f"Input {file.path} lies inside the output directory {output}. Choose another "
                 "output."
             )
-    source = Path(config.dataset.split("**")[0]).expanduser()
-    if source.is_dir() and output.is_relative_to(source.resolve()):
+    source = str(storage.locate(config.dataset.split("**")[0]))
+    is_file = any(file.path == source for file in plan.files)
+    if not is_file and storage.lies_in(output, source):
         raise OutputError(
-            f"Output {output} lies inside the input directory {source.resolve()}, so the next run "
+            f"Output {output} lies inside the input directory {source}, so the next run "
             "would read it as input. Choose an output beside it."
         )
 
@@ -213,6 +224,7 @@ def _score_missing(
         row_format=job.plan.row_format,
         provenance=provenance,
         attempts=str(job.output.attempts),
+        access=storage.access(job.config.dataset, job.config.output),
     )
     shared = ray.put(context)
 

@@ -5,10 +5,9 @@ Does not know torch or Ray.
 
 from __future__ import annotations
 
-import os
-
 import pyarrow as pa
 
+from rayreward import storage
 from rayreward.errors import DataError
 from rayreward.formats import Damaged, format_named
 from rayreward.preferences import is_string
@@ -99,13 +98,13 @@ def _parts(array: pa.Array) -> list[pa.Array]:
 
 def _check_unchanged(file: SourceFile) -> None:
     try:
-        stat = os.stat(file.path)
+        stat = storage.storage_of(file.path).stat(file.path)
     except OSError as error:
         raise DataError(
             f"{file.path} can't be read on this machine ({error.strerror}). Every machine of the "
             "cluster has to see the dataset under the same path."
         ) from error
-    if (stat.st_size, stat.st_mtime_ns) != (file.size_bytes, file.mtime_ns):
+    if stat != storage.Stat(file.size_bytes, file.mtime_ns, file.etag):
         raise DataError(
             f"{file.path} has changed since the job was planned. Start over with restart=True "
             "(--restart), or restore the file."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from rayreward import storage
 from rayreward.columns import check_free
 from rayreward.errors import DataError
 from rayreward.formats import (
@@ -50,6 +50,8 @@ class SourceFile:
     size_bytes: int
     mtime_ns: int
     rows: int
+    etag: str | None = None
+    """An object store's own mark of its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
     for (path, form), (stat, scan) in zip(found, _scan_all(found), strict=True):
         if scan.rows:
             schema = _merge(schema, bare(scan.schema), files, path, form)
-        file = SourceFile(path, form.name, stat.st_size, stat.st_mtime_ns, scan.rows)
+        file = SourceFile(path, form.name, stat.size_bytes, stat.mtime_ns, scan.rows, stat.etag)
         files.append(file)
         extents += [Extent(file, piece) for piece in scan.pieces]
     if schema is None:
@@ -158,15 +160,14 @@ def plan_dataset(dataset: str, rows_per_shard: int | Literal["auto"] = "auto") -
 
 
 def find_files(dataset: str) -> list[str]:
-    """The files of a dataset, as absolute paths in sorted order.
+    """The files of a dataset, by their names (absolute paths, or URLs without secrets), sorted.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none, or their storage can't be reached.
     """
-    if "://" in dataset:
-        raise DataError(
-            f"Dataset {dataset!r} is a URL; only local paths are read. Mount or download it."
-        )
+    dataset = storage.plain(dataset)
+    if storage.is_url(dataset):
+        return _remote_files(dataset)
     path = Path(dataset).expanduser()
     if path.is_file():
         return [_absolute(path)]
@@ -209,15 +210,45 @@ def _files_in(directory: Path) -> list[str]:
     return found
 
 
+def _remote_files(dataset: str) -> list[str]:
+    """As for local paths, in an object store; of http(s) a single file."""
+    try:
+        place = storage.objects_of(dataset)
+        if place.exists(dataset):
+            return [dataset]
+        below = place.files_below(dataset)
+        if {"state.json", "dataset_info.json"} <= set(below):
+            note = json.loads(place.read(f"{dataset}/state.json"))
+            return [f"{dataset}/{item['filename']}" for item in note["_data_files"]]
+        found = [path for path in below if not _hidden(Path(path)) and format_of(path)]
+        files = [f"{dataset}/{path}" for path in found] or place.glob(dataset)
+    except OSError as error:
+        raise DataError(f"Dataset {dataset!r} can't be read: {error.strerror}.") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise _not_saved(f"{dataset}/state.json", error) from error
+    if "dataset_dict.json" in below:
+        raise DataError(f"Dataset {dataset!r} holds several splits. Pass one of its directories.")
+    if not files:
+        raise DataError(
+            f"Dataset {dataset!r}: no data files are there, and none matches it as a pattern. "
+            f"Files ending in {', '.join(EXTENSIONS)} are read; of http(s):// single files only."
+        )
+    return files
+
+
 def _noted(path: Path, pick: Callable[[Any], list[str]]) -> list[str]:
     """What `save_to_disk` noted beside its files."""
     try:
         return pick(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"{path} is not what Hugging Face's save_to_disk writes ({error!r}). Save the dataset "
-            "again, or pass its data files."
-        ) from error
+        raise _not_saved(str(path), error) from error
+
+
+def _not_saved(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is not what Hugging Face's save_to_disk writes ({error!r}). Save the dataset "
+        "again, or pass its data files."
+    )
 
 
 def _absolute(path: Path) -> str:
@@ -251,7 +282,7 @@ def _check_one_format(files: list[tuple[str, Format]]) -> None:
             )
 
 
-def _scan_all(files: list[tuple[str, Format]]) -> Iterator[tuple[os.stat_result, Scan]]:
+def _scan_all(files: list[tuple[str, Format]]) -> Iterator[tuple[storage.Stat, Scan]]:
     """Looks through files, several at once; yields in their order."""
     with ThreadPoolExecutor(_READERS) as readers:
         try:
@@ -260,10 +291,11 @@ def _scan_all(files: list[tuple[str, Format]]) -> Iterator[tuple[os.stat_result,
             readers.shutdown(cancel_futures=True)
 
 
-def _scan(file: tuple[str, Format]) -> tuple[os.stat_result, Scan]:
+def _scan(file: tuple[str, Format]) -> tuple[storage.Stat, Scan]:
     path, form = file
     with _planning(path, form):
-        stat = os.stat(path)  # before the scan, so that a change meanwhile is seen when reading
+        # before the scan, so that a change meanwhile is seen when reading
+        stat = storage.storage_of(path).stat(path)
         scan = form.scan(path)
         check_names(path, list(scan.schema))
     return stat, scan

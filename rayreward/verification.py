@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from rayreward import storage
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.determinism import compare
@@ -81,7 +81,7 @@ def verify_output(
     whole parts are scored again instead of single rows.
 
     Args:
-        output: The output directory.
+        output: The output directory, or its URL.
         model: Where the checkpoint is now. None: where it was.
         sample: Rows to score again, at least; they are drawn the same way each time.
         load: Loads the model, for tests.
@@ -93,8 +93,23 @@ def verify_output(
     """
     directory = OutputDirectory(output)
     manifest, plan = directory.read_manifest(), directory.existing_plan() or {}
-    files = _check_files(directory.path, manifest)
-    rows = _check_rows(directory.path, manifest, plan)
+    try:
+        return _verify(directory, manifest, plan, model, sample, load)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"A part of {directory.path} can't be read: {reason}.") from error
+
+
+def _verify(
+    directory: OutputDirectory,
+    manifest: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    model: str | None,
+    sample: int,
+    load: Callable[[ModelConfig], Scorer],
+) -> Verification:
+    files = _check_files(directory, manifest)
+    rows = _check_rows(directory, manifest, plan)
     if not (files.ok and rows.ok):
         return Verification((files, rows))
     then = Fingerprint.from_dict(manifest["provenance"]["fingerprint"])
@@ -105,7 +120,7 @@ def verify_output(
                 files,
                 rows,
                 _check_model(then, scorer.fingerprint()),
-                _check_rewards(directory.path, manifest, scorer, then, sample),
+                _check_rewards(directory, manifest, scorer, then, sample),
             )
         )
 
@@ -121,33 +136,36 @@ def _computing_with(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_files(path: Path, manifest: Mapping[str, Any]) -> Finding:
+def _check_files(output: OutputDirectory, manifest: Mapping[str, Any]) -> Finding:
     listed = {part["name"]: part for part in manifest["parts"]}
-    there = {file.name for file in path.glob("part-*")}
+    there = set(output.part_names())
     for name, part in sorted(listed.items()):
         if name not in there:
             return Finding("files", False, f"{name} is missing")
-        with (path / name).open("rb") as file:
+        with output.open(name) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
                 return Finding("files", False, f"{name} is not what its checksum says")
-        if read_provenance(str(path / name)) != manifest["provenance"]:
+        if read_provenance(output.at(name)) != manifest["provenance"]:
             return Finding("files", False, f"{name} has another provenance than the manifest")
     if there - listed.keys():
         return Finding("files", False, f"{min(there - listed.keys())} is not in the manifest")
     return Finding("files", True, f"{len(listed):,} parts are what their checksums say")
 
 
-def _check_rows(path: Path, manifest: Mapping[str, Any], plan: Mapping[str, Any]) -> Finding:
+def _check_rows(
+    output: OutputDirectory, manifest: Mapping[str, Any], plan: Mapping[str, Any]
+) -> Finding:
     """Compares the shards of the plan with the parts, row by row count."""
+    present = set(output.part_names())
     total, size = plan.get("rows", 0), plan.get("rows_per_shard", 1)
     planned = {
         f"part-{index:06d}.parquet": min(size, total - start)
         for index, start in enumerate(range(0, total, size))
     }
     there = {
-        part["name"]: pq.read_metadata(path / part["name"]).num_rows
+        part["name"]: pq.read_metadata(storage.source(output.at(part["name"]))).num_rows
         for part in manifest["parts"]
-        if (path / part["name"]).exists()
+        if part["name"] in present
     }
     repeated = [name for name, n in Counter(p["name"] for p in manifest["parts"]).items() if n > 1]
     if repeated:
@@ -193,12 +211,17 @@ def _check_model(then: Fingerprint, now: Fingerprint) -> Finding:
 
 
 def _check_rewards(
-    path: Path, manifest: Mapping[str, Any], scorer: Scorer, then: Fingerprint, sample: int
+    output: OutputDirectory,
+    manifest: Mapping[str, Any],
+    scorer: Scorer,
+    then: Fingerprint,
+    sample: int,
 ) -> Finding:
     alone = then.batch_invariant == "holds"
     checked = 0
     for part, before, chosen in _sampled(manifest["parts"], sample, whole_parts=not alone):
-        table = pq.read_table(path / part["name"])
+        with output.open(part["name"]) as file:
+            table = pq.read_table(file)
         given, added, row_format = split_columns(table)
         readable = [
             row for row in chosen if added["reward_status"][row].as_py() != Status.UNREADABLE

@@ -1,4 +1,4 @@
-"""The output directory: attempts become parts, then a manifest, then the success marker.
+"""The output: attempts become parts, then a manifest, then the success marker.
 
     output/
       part-000000.parquet …       committed parts, one a shard, in the input's order
@@ -9,17 +9,21 @@
       _rayreward/attempts/        files that are no part yet
 
 Actors write attempts; only the driver promotes one to a part. Readers pass over names that start
-with an underscore, so a finished directory reads as one Parquet dataset. Does not know models.
+with an underscore, so a finished directory reads as one Parquet dataset.
+
+In an object store nothing can be moved and nothing grows: there promoting is a copy within the
+store, and the ledger is `_rayreward/ledger/`, an object for each part. A part still counts only
+once the ledger has it. Does not know models.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayreward import storage
 from rayreward.errors import OutputError
 from rayreward.types import Attempt, Tally
 
@@ -49,20 +54,18 @@ class Part:
 
 
 def write_attempt(path: str, shard: int, table: pa.Table, tally: Tally) -> Attempt:
-    """Writes a shard's result beside the output and makes sure that it is on the disk.
+    """Writes a shard's result beside the output and makes sure that it is there for good.
 
     Raises:
         OutputError: It can't be written; nothing is left of it.
     """
     try:
-        with open(path, "wb") as file:
+        with storage.storage_of(path).writing(path) as file:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        size, digest = os.path.getsize(path), _sha256(path)
+            size = file.tell()
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, pa.ArrowException) as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
         raise OutputError(
             f"Writing {path} failed: {_reason(error)}. Free space or choose another output; the "
             "same command resumes this run."
@@ -83,22 +86,26 @@ def output_schema(schema: pa.Schema, added: pa.Schema, provenance: Mapping[str, 
 
 def read_provenance(path: str) -> dict[str, Any]:
     """Reads the provenance out of a part."""
-    provenance: dict[str, Any] = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
+    schema = pq.read_schema(storage.source(path))
+    provenance: dict[str, Any] = json.loads(schema.metadata[_METADATA_KEY])
     return provenance
 
 
 class OutputDirectory:
-    """A run's output. Created by `create` or `resume`; nothing is on disk before that."""
+    """A run's output. Created by `create` or `resume`; nothing is written before that.
+
+    Attributes:
+        path: Where it lies: a path, or in an object store the URL less what may be secret in it.
+    """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser().resolve()
-        self._ours = self.path / _OURS
+        self.path = storage.locate(path)
         self._parts: dict[int, Part] = {}
 
     @property
-    def attempts(self) -> Path:
+    def attempts(self) -> Path | str:
         """Where actors write."""
-        return self._ours / "attempts"
+        return storage.locate(self.at(_OURS, "attempts"))
 
     @property
     def parts(self) -> list[Part]:
@@ -107,8 +114,39 @@ class OutputDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether an earlier run came to its end here."""
-        return (self.path / _SUCCESS).exists()
+        """Whether an earlier run came to its end here.
+
+        Raises:
+            OutputError: It can't be told.
+        """
+        try:
+            return self._storage.exists(self.at(_SUCCESS))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def at(self, *names: str) -> str:
+        """The absolute name of something in here."""
+        return os.path.join(self.path, *names)
+
+    def open(self, name: str) -> io.BufferedReader:
+        """Opens a part for reading.
+
+        Raises:
+            OSError: It can't be opened.
+        """
+        return self._storage.open(self.at(name))
+
+    def part_names(self) -> list[str]:
+        """Names of all that looks like a part, whether it is one or not.
+
+        Raises:
+            OutputError: The directory can't be read.
+        """
+        try:
+            names = self._storage.sizes(self.at())
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return sorted(name for name in names if name.startswith("part-"))
 
     def existing_plan(self) -> dict[str, Any] | None:
         """The plan of the run that this directory belongs to, or null if it has none.
@@ -117,16 +155,14 @@ class OutputDirectory:
             OutputError: Something else is in the way.
         """
         try:
-            if (self._ours / "plan.json").exists():
-                plan = json.loads((self._ours / "plan.json").read_text(encoding="utf-8"))
+            if self._storage.exists(self._plan):
+                plan = json.loads(self._storage.read(self._plan))
                 if isinstance(plan, dict):
                     return plan
                 raise ValueError("plan.json is not an object")
-            in_the_way = self.path.is_file() or (self.path.exists() and any(self.path.iterdir()))
+            in_the_way = self._storage.occupied(self.at())
         except (OSError, ValueError) as error:
-            raise OutputError(
-                f"Output {self.path} can't be read: {_reason(error)}. Choose another directory."
-            ) from error
+            raise self._unreadable(error) from error
         if in_the_way:
             raise OutputError(
                 f"Output {self.path} already has other files in it. Choose a new or empty "
@@ -141,7 +177,7 @@ class OutputDirectory:
             OutputError: There is none, or the run did not come to its end.
         """
         try:
-            manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads(self._storage.read(self.at(_MANIFEST)))
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{self.path} is no finished output: its {_MANIFEST} can't be read "
@@ -160,12 +196,11 @@ class OutputDirectory:
         Raises:
             OutputError: Something can't be removed.
         """
-        parts = [path for path in self.path.glob("*") if _PART_NAME.fullmatch(path.name)]
         try:
-            for path in [self.path / _SUCCESS, self.path / _MANIFEST, *parts]:
-                path.unlink(missing_ok=True)
-            if self._ours.exists():
-                shutil.rmtree(self._ours)
+            parts = filter(_PART_NAME.fullmatch, self._storage.sizes(self.at()))
+            for name in [_SUCCESS, _MANIFEST, *parts]:
+                self._storage.remove(self.at(name))
+            self._storage.remove_directory(self.at(_OURS))
         except OSError as error:
             raise OutputError(f"Clearing {self.path} failed: {_reason(error)}.") from error
 
@@ -176,8 +211,8 @@ class OutputDirectory:
             OutputError: The directory can't be written to.
         """
         try:
-            self.attempts.mkdir(parents=True, exist_ok=True)
-            _write_durably(self._ours / "plan.json", json.dumps(plan, indent=1))
+            self._storage.make_directory(str(self.attempts))
+            self._storage.write(self._plan, json.dumps(plan, indent=1))
         except OSError as error:
             raise OutputError(
                 f"Output {self.path} can't be written to: {_reason(error)}. Choose "
@@ -187,26 +222,23 @@ class OutputDirectory:
     def resume(self, shards: int) -> None:
         """Takes up the parts that an earlier run committed; throws its open attempts away.
 
-        The ledger is written anew, since a run that was killed may have left half a line.
-
         Args:
             shards: How many the plan has; with fewer parts, a success marker is not true.
 
         Raises:
             OutputError: The directory can't be read or written to.
         """
-        ledger = self._ours / "ledger.jsonl"
         try:
-            lines = ledger.read_bytes().splitlines() if ledger.exists() else []
-            for part in filter(None, map(_read_part, lines)):
-                file = self.path / part.name
-                if file.exists() and file.stat().st_size == part.size_bytes:
+            there = self._storage.sizes(self.at())
+            for part in filter(None, map(_read_part, self._storage.lines(self._ledger))):
+                if there.get(part.name) == part.size_bytes:
                     self._parts[part.shard] = part
             if len(self._parts) < shards:
-                (self.path / _SUCCESS).unlink(missing_ok=True)
-            shutil.rmtree(self.attempts, ignore_errors=True)
-            self.attempts.mkdir(parents=True)
-            _write_durably(ledger, "".join(json.dumps(asdict(part)) + "\n" for part in self.parts))
+                self._storage.remove(self.at(_SUCCESS))
+            self._remove_attempts()
+            self._storage.make_directory(str(self.attempts))
+            lines = {part.name: json.dumps(asdict(part)) for part in self.parts}
+            self._storage.keep_lines(self._ledger, lines)
         except OSError as error:
             raise OutputError(
                 f"Output {self.path} can't be taken up: {_reason(error)}. Mend that, or choose "
@@ -223,13 +255,13 @@ class OutputDirectory:
             OutputError: It can't be moved or noted.
         """
         if attempt.shard in self._parts:
-            Path(attempt.path).unlink(missing_ok=True)
+            self.discard(attempt)
             return False
         name = f"part-{attempt.shard:06d}.parquet"
         part = Part(attempt.shard, name, attempt.size_bytes, attempt.sha256, attempt.tally)
         try:
-            os.replace(attempt.path, self.path / name)
-            _append_durably(self._ours / "ledger.jsonl", json.dumps(asdict(part)))
+            self._storage.publish(attempt.path, self.at(name))
+            self._storage.add_line(self._ledger, name, json.dumps(asdict(part)))
         except OSError as error:
             raise OutputError(
                 f"Committing {name} in {self.path} failed: {_reason(error)}. The same "
@@ -241,7 +273,7 @@ class OutputDirectory:
     def discard(self, attempt: Attempt) -> None:
         """Removes an attempt that may not become a part."""
         with contextlib.suppress(OSError):  # what is left goes with the directory at the end
-            os.unlink(attempt.path)
+            self._storage.remove(attempt.path)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Writes the manifest, then the success marker.
@@ -250,13 +282,34 @@ class OutputDirectory:
             OutputError: They can't be written.
         """
         try:
-            _write_durably(self.path / _MANIFEST, json.dumps(manifest, indent=1))
-            shutil.rmtree(self.attempts, ignore_errors=True)
-            _write_durably(self.path / _SUCCESS, "")
+            self._storage.write(self.at(_MANIFEST), json.dumps(manifest, indent=1))
+            self._remove_attempts()
+            self._storage.write(self.at(_SUCCESS), "")
         except OSError as error:
             raise OutputError(
                 f"Finishing {self.path} failed: {_reason(error)}. The same command finishes it."
             ) from error
+
+    @property
+    def _storage(self) -> storage.Disk | storage.Objects:
+        return storage.storage_of(str(self.path))
+
+    @property
+    def _plan(self) -> str:
+        return self.at(_OURS, "plan.json")
+
+    @property
+    def _ledger(self) -> str:
+        return self.at(_OURS, "ledger.jsonl")
+
+    def _remove_attempts(self) -> None:
+        with contextlib.suppress(OSError):  # what is left there counts for nothing
+            self._storage.remove_directory(str(self.attempts))
+
+    def _unreadable(self, error: Exception) -> OutputError:
+        return OutputError(
+            f"Output {self.path} can't be read: {_reason(error)}. Choose another directory."
+        )
 
 
 _PART_NAME = re.compile(r"part-\d{6,}\.parquet")
@@ -273,25 +326,3 @@ def _read_part(line: bytes) -> Part | None:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
-
-
-def _append_durably(path: Path, line: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no such service to wait for
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as actors do: see rayreward.actor
 
@@ -32,6 +33,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tiny import make_checkpoint
 
     return str(make_checkpoint(tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Any]:
+    """One S3 server for all tests, with faults to be told to; see `remote.S3`."""
+    import remote
+
+    with remote.s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The S3 server, and storage that knows of no URL yet."""
+    from rayreward.storage import connecting, urls
+
+    monkeypatch.setattr(urls, "_ACCESS", {})
+    connecting.connect.cache_clear()
+    s3_server.server.requests.clear()
+    yield s3_server
+    s3_server.server.faults.clear()
+    connecting.connect.cache_clear()
 
 
 @pytest.fixture(scope="session")

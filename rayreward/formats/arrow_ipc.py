@@ -7,6 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
+from rayreward import storage
 from rayreward.formats.base import Damaged, Piece, Scan, decoding
 
 _FILE_MAGIC = b"ARROW1"
@@ -20,13 +21,13 @@ class ArrowIpc:
     title = "Arrow IPC"
 
     def scan(self, path: str) -> Scan:
-        with decoding("the file"), pa.memory_map(path) as source:
+        with decoding("the file"), storage.mapped(path) as source:
             schema, batches = _open(source)
             pieces = (Piece(batch.num_rows, at) for at, batch in enumerate(batches))
             return Scan(schema, tuple(pieces))
 
     def read(self, path: str, piece: Piece, schema: pa.Schema) -> pa.Table:
-        with decoding(f"record batch {piece.at}"), pa.memory_map(path) as source:
+        with decoding(f"record batch {piece.at}"), storage.mapped(path) as source:
             for batch in _open(source, piece.at)[1]:
                 return pa.Table.from_batches([batch]).slice(piece.skip, piece.rows)
         raise Damaged(f"record batch {piece.at} is not there")

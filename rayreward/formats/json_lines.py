@@ -16,6 +16,7 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.json as pj
 
+from rayreward import storage
 from rayreward.errors import DataError
 from rayreward.formats.base import Piece, Scan, decoding
 
@@ -82,8 +83,9 @@ def _codec(path: str) -> str | None:
 def _open(path: str) -> IO[bytes]:
     codec = _codec(path)
     if codec is None:
-        return open(path, "rb")
-    return cast(IO[bytes], io.BufferedReader(pa.input_stream(path, compression=codec), 2**20))
+        return storage.storage_of(path).open(path)
+    packed = storage.storage_of(path).open(path) if storage.is_url(path) else path
+    return cast(IO[bytes], io.BufferedReader(pa.input_stream(packed, compression=codec), 2**20))
 
 
 def _blocks(path: str) -> Iterator[list[bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayreward import storage
 from rayreward.formats.base import Damaged, Piece, Scan, decoding, window
 
 _BATCH_ROWS = 1_024
@@ -38,7 +39,10 @@ class Parquet:
 
 def _open(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(
-        path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES
+        storage.source(path),
+        page_checksum_verification=True,
+        pre_buffer=False,
+        buffer_size=_BUFFER_BYTES,
     )
 
 

@@ -125,10 +125,9 @@ def test_find_files_nothing_there(tmp_path: Path) -> None:
         find_files(str(tmp_path))
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.parquet", "hf://datasets/a/b", "https://a/b.jsonl"])
-def test_find_files_refuses_urls(url: str) -> None:
-    with pytest.raises(DataError, match="is a URL; only local paths are read"):
-        find_files(url)
+def test_find_files_by_a_file_url(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "a b.parquet", 3)
+    assert find_files(path.as_uri()) == find_files(f"file://{tmp_path}") == [str(path)]
 
 
 def test_find_files_saved_to_disk_in_its_own_order(tmp_path: Path) -> None:
