@@ -66,7 +66,7 @@ def test_g2_job_from_s3_to_s3_gives_the_bytes_of_a_local_one(
     assert s3.server.faults == []
     assert report.tally.rows == 400
     assert report.output == s3.name(f"{prefix}/out")
-    assert len(s3.parts(f"{prefix}/out")) == 20
+    assert len(s3.parts(f"{prefix}/out")) == 16
     assert s3.parts(f"{prefix}/out") == parts(tmp_path / "out")
     manifest = OutputDirectory(output).read_manifest()
     assert {p["name"]: p["sha256"] for p in manifest["parts"]} == parts(tmp_path / "out")

@@ -73,7 +73,7 @@ def _gzip(content: bytes) -> bytes:
 
 def _rows(dataset: str, size: int = 5) -> list[dict[str, Any]]:
     plan = plan_dataset(dataset, size)
-    tables = [read_shard(shard, plan.schema) for shard in plan.shards]
+    tables = [read_shard(shard, plan.schema)[0] for shard in plan.shards]
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -270,7 +270,7 @@ def test_s3_only_what_is_needed_of_a_file_is_fetched(s3: S3, prefix: str) -> Non
     s3.put(f"{prefix}/x.parquet", content := _parquet(pa.table({"text": texts})))
     plan = plan_dataset(s3.url(prefix), 8)
     s3.server.requests.clear()
-    assert read_shard(plan.shards[2], plan.schema)["text"].to_pylist() == texts[16:24]
+    assert read_shard(plan.shards[2], plan.schema)[0]["text"].to_pylist() == texts[16:24]
     ranges = [request.range for request in s3.server.requests if request.method == "GET"]
     bounds = [tuple(map(int, text.removeprefix("bytes=").split("-"))) for text in ranges if text]
     assert len(bounds) == len(ranges)
@@ -296,7 +296,7 @@ def test_s3_rows_survive_a_store_that_fails_in_passing(
     s3.put(f"{prefix}/{name}", FILES[name]())
     plan = plan_dataset(s3.url(f"{prefix}/{name}"), 100)
     s3.server.fail(kind, _is_get(name))
-    rows = [row for shard in plan.shards for row in read_shard(shard, plan.schema).to_pylist()]
+    rows = [row for shard in plan.shards for row in read_shard(shard, plan.schema)[0].to_pylist()]
     assert rows == TABLE.to_pylist()
     assert s3.server.faults == []
 
