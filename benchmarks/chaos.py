@@ -17,6 +17,7 @@ unless the last three are 0. Model: a tiny random Llama; rows: made-up pairs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import resource
@@ -183,7 +184,7 @@ class Chaos:
 
     def strike(self, what: str, driver: subprocess.Popen[bytes]) -> bool:
         """Returns whether there was something to kill."""
-        actors = [p for p in psutil.process_iter(["cmdline"]) if is_actor(p)]
+        actors = [actor for machine in self.machines.worker_nodes for actor in actors_on(machine)]
         kill: dict[str, Callable[[], Any]] = {
             "actor": lambda: self.dice.choice(actors).kill(),
             "machine": self.replace_machine,
@@ -223,8 +224,16 @@ class Deadline:
         return count
 
 
-def is_actor(process: psutil.Process) -> bool:
-    return (process.info["cmdline"] or [""])[0].startswith("ray::RewardActor")
+def actors_on(machine: Any) -> list[psutil.Process]:
+    """The actors on a machine of this cluster: other clusters of this computer have some, too."""
+    found = []
+    for raylet in machine.all_processes.get("raylet", ()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(raylet.process.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                    if child.cmdline()[0].startswith("ray::RewardActor"):
+                        found.append(child)
+    return found
 
 
 def fill_disk(pid: int) -> None:
