@@ -44,11 +44,12 @@ from tiny import make_checkpoint
 RAYREWARD = Path(sys.executable).with_name("rayreward")
 ROWS_PER_SHARD = 20
 FILES = 4
-PAUSES_S = (0.0, 2.0)
-"""Between one kill and the next."""
-
 BUSY = 0.7
-"""Share of the kills that wait for a part first: the others hit what is starting, too."""
+"""Share of the kills that come soon after a part; the others come at any time, and hit what is
+starting, too."""
+
+PAUSES_S = {True: 0.3, False: 10.0}
+"""The longest pause before a kill, soon after a part and at any time."""
 
 PATIENCE_S = 300.0
 """A job that gets nowhere for so long has failed."""
@@ -135,7 +136,7 @@ class Chaos:
 
     def finish(self, output: Path, *, disturbed: bool) -> None:
         """Runs the job, again and again if need be, until it is finished."""
-        deadline = Deadline(output)
+        deadline = Deadline(output, self.machines)
         while not (output / "_SUCCESS").exists():
             driver = self.start(output)
             try:
@@ -163,10 +164,11 @@ class Chaos:
     def disturb(self, driver: subprocess.Popen[bytes], deadline: Deadline) -> None:
         """Kills one thing after the other until the driver has ended."""
         while True:
-            if self.dice.random() < BUSY:
+            busy = self.dice.random() < BUSY
+            if busy:
                 self.await_part(driver, deadline)
             try:
-                driver.wait(self.dice.uniform(*PAUSES_S))
+                driver.wait(self.dice.uniform(0, PAUSES_S[busy]))
                 return
             except subprocess.TimeoutExpired:
                 deadline.check()
@@ -184,7 +186,7 @@ class Chaos:
 
     def strike(self, what: str, driver: subprocess.Popen[bytes]) -> bool:
         """Returns whether there was something to kill."""
-        actors = [actor for machine in self.machines.worker_nodes for actor in actors_on(machine)]
+        actors = actors_of(self.machines)
         kill: dict[str, Callable[[], Any]] = {
             "actor": lambda: self.dice.choice(actors).kill(),
             "machine": self.replace_machine,
@@ -210,8 +212,9 @@ class Chaos:
 class Deadline:
     """Fails when no part was added for too long."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, machines: Cluster) -> None:
         self.output = output
+        self.machines = machines
         self.count, self.since = -1, time.monotonic()
 
     def check(self) -> int:
@@ -220,19 +223,32 @@ class Deadline:
         if count != self.count:
             self.count, self.since = count, time.monotonic()
         if time.monotonic() - self.since > PATIENCE_S:
-            raise SystemExit(f"The job got nowhere for {PATIENCE_S:.0f} s, at {count} parts.")
+            raise SystemExit(
+                f"The job got nowhere for {PATIENCE_S:.0f} s, at {count} parts. Machines: "
+                f"{raylets_of(self.machines)}; actors: {actors_of(self.machines)}."
+            )
         return count
 
 
-def actors_on(machine: Any) -> list[psutil.Process]:
-    """The actors on a machine of this cluster: other clusters of this computer have some, too."""
+def actors_of(machines: Cluster) -> list[psutil.Process]:
+    """The actors of this cluster: other clusters of this computer have some, too."""
     found = []
-    for raylet in machine.all_processes.get("raylet", ()):
+    for raylet in raylets_of(machines):
         with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(raylet.process.pid).children():
+            for child in raylet.children():
                 with contextlib.suppress(psutil.NoSuchProcess, IndexError):
                     if child.cmdline()[0].startswith("ray::RewardActor"):
                         found.append(child)
+    return found
+
+
+def raylets_of(machines: Cluster) -> list[psutil.Process]:
+    """The process that a machine is."""
+    found = []
+    for machine in machines.worker_nodes:
+        for raylet in machine.all_processes.get("raylet", ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(raylet.process.pid))
     return found
 
 

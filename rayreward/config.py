@@ -112,7 +112,8 @@ class PoolConfig:
     go, taken back or broken, do not count."""
 
     silent_after_s: float = 900.0
-    """Seconds that a busy actor may go without finishing a batch. After that it is replaced."""
+    """Seconds that a busy actor may go without finishing a batch, or take to load its model. After
+    that it is replaced."""
 
     head_sync: Literal["verify", "broadcast"] = "verify"
     """Where an untrained head comes from. "verify": each actor draws it, and all must agree.

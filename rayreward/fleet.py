@@ -86,6 +86,7 @@ class RayFleet:
         """
         self._placement = placement
         self._timeout_s = pool.placement_timeout_s
+        self._load_timeout_s = pool.silent_after_s
         self._args = (model, placement.threads, placement.num_gpus > 0, pool.recheck_share)
         grouped: Any = ray.remote(concurrency_groups={_ASIDE: 1})  # type: ignore[call-overload]
         self._class: Any = grouped(RewardActor)
@@ -192,10 +193,11 @@ class RayFleet:
         if self._pulses.pop(ref, None) is not None:
             yield Alive(actor, value)
         elif self._placing.pop(ref, None) is not None:
-            self._deadline.pop(actor, None)
+            self._deadline[actor] = time.monotonic() + self._load_timeout_s
             self._node[actor] = value
             self._loading[self.handles[actor].load.remote(self.head)] = actor
         elif self._loading.pop(ref, None) is not None:
+            self._deadline.pop(actor, None)
             yield Born(actor, value)
         elif isinstance(value, Worked):
             del self._running[ref]
@@ -209,9 +211,15 @@ class RayFleet:
             yield Failed(ref, error)
 
     def _overdue(self) -> Iterator[Event]:
+        """Who has not found a place, or not loaded its model, in time."""
         now = time.monotonic()
         for actor, deadline in list(self._deadline.items()):
-            if now > deadline:
+            if now <= deadline:
+                continue
+            if actor in self._loading.values():
+                self.stop(actor)
+                yield Lost(actor, "it did not load its model in time (silent_after_s).")
+            else:
                 del self._deadline[actor]  # it may still come, when there is room
                 yield NotPlaced(actor, self._no_room())
 

@@ -95,13 +95,35 @@ def test_rows_that_kill_get_no_reward_and_all_others_get_theirs(
 def test_an_actor_that_hangs_is_replaced(tiny_model: str, tmp_path: Path, faulty: Path) -> None:
     source = write_rows(tmp_path / "rows.parquet", 24, {9: "HANG"})
     with RewardPool(
-        tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1, silent_after_s=8.0
+        tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1, silent_after_s=20.0
     ) as pool:
         first = pool._dispatcher.births[0].pid
         report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=4)
         assert pool._dispatcher.births[0].pid != first
     assert faulty.exists()
     assert (report.tally.rows, report.tally.failed) == (24, {})
+
+
+def test_an_actor_that_never_loads_its_model_is_replaced(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = tmp_path / "once"
+
+    def stuck() -> type[RewardActor]:
+        class StuckActor(RewardActor):
+            def load(self, head: Any = None) -> Any:
+                if not once.exists():
+                    once.touch()
+                    threading.Event().wait()
+                return super().load(head)
+
+        return StuckActor
+
+    monkeypatch.setattr(fleet, "RewardActor", stuck())
+    settings: dict[str, Any] = {"num_actors": 1, "num_cpus_per_actor": 1, "silent_after_s": 20.0}
+    with RewardPool(tiny_model, seed=42, **settings) as pool:
+        assert len(pool.score(["a text"])) == 1
+    assert once.exists()
 
 
 def test_a_job_whose_rows_get_no_reward_stops_early(
@@ -205,7 +227,7 @@ def test_actors_join_and_leave_with_their_machines(
 @pytest.mark.timeout(600)
 def test_chaos_loses_nothing_repeats_nothing_and_changes_no_byte(tmp_path: Path) -> None:
     """The short form of the benchmark."""
-    command = [sys.executable, str(CHAOS), "--kills", "1", "--rows", "400", "--seed", "1"]
+    command = [sys.executable, str(CHAOS), "--kills", "6", "--rows", "400", "--seed", "1"]
     done = subprocess.run(
         [*command, "--result", str(tmp_path / "chaos.json")], capture_output=True, text=True
     )
