@@ -336,11 +336,14 @@ class Dispatcher:
             del self._holder[ticket]
             self._watch.ended(actor, ticket, done=False)
         self._watch.gone(actor)
-        elsewhere = {task.key for held in self._handed_out.values() for task in held.values()}
-        for task in reversed([*(result.task for result in void), *handed_out.values()]):
-            if task.method != _PROVE and task.key not in elsewhere:
-                self._again.appendleft(task)
+        self._do_again([*(result.task for result in void), *handed_out.values()])
         return void
+
+    def _do_again(self, tasks: Iterable[Task]) -> None:
+        """Puts tasks before all others, but for those that another actor is at."""
+        held = {task.key for tasks in self._handed_out.values() for task in tasks.values()}
+        again = [task for task in tasks if task.method != _PROVE and task.key not in held]
+        self._again.extendleft(reversed(again))
 
     def _go_on_without(self, actor: int, reason: str) -> None:
         _logger.warning("going on without actor %d: %s", actor, reason)
@@ -450,8 +453,7 @@ class Dispatcher:
             for task in in_flight:
                 if task in self._again:
                     self._again.remove(task)
-            again = self._deaths.after(in_flight, event.reason, self._remedy)
-            self._again.extendleft(reversed(again))
+            self._do_again(self._deaths.after(in_flight, event.reason, self._remedy))
         _logger.warning("actor %d died and is replaced: %s", event.actor, event.reason)
         self._start(event.actor)
         return void
