@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rayreward import attention
-from rayreward.attention import Blocks, Compiled, Score, Spans, make_attention
+from rayreward.attention import Score, compiled, make_attention, spans
+from rayreward.attention.blocks import Blocks
+from rayreward.attention.compiled import Compiled
+from rayreward.attention.spans import Spans
 from rayreward.flat import lay_out
 from rayreward.native import find_kernels
 from rayreward.types import Group
@@ -95,8 +97,8 @@ def by_definition(
 def test_every_text_is_attended_to_as_if_alone(
     kernel: Any, score: Score, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", by_definition)
-    monkeypatch.setattr(attention, "_varlen_options", lambda: {"enable_gqa": True, "num_splits": 1})
+    monkeypatch.setattr(spans, "varlen_attn", by_definition)
+    monkeypatch.setattr(spans, "_varlen_options", lambda: {"enable_gqa": True, "num_splits": 1})
     batch = groups((70, [5, 0, 90]), (0, [1]), (3, [64, 61]), (0, [129, 2]))
     stream = lay_out(batch, 0, CPU, kernel=kernel, causal=causal)
     q, k, v = tensors(stream.ids.shape[1], torch.float32)
@@ -208,7 +210,7 @@ def test_compiled_kernel_refuses_what_it_can_not_do(monkeypatch: pytest.MonkeyPa
         one = make_attention("compiled", [np.arange(4)], [0], CPU, causal=True)
         with pytest.raises(ValueError, match="no torch.float16"):
             one.attend(*tensors(4, torch.float16), PLAIN)
-    monkeypatch.setattr(attention, "find_kernels", lambda: "no C++ compiler")
+    monkeypatch.setattr(compiled, "find_kernels", lambda: "no C++ compiler")
     with pytest.raises(ValueError, match=r"no compiled kernel on cpu: no C\+\+ compiler"):
         make_attention("compiled", [np.arange(4)], [0], CPU, causal=True)
 
@@ -222,4 +224,4 @@ def test_kernels_go_by_their_names() -> None:
 
 
 def test_options_of_the_kernel_are_those_that_torch_knows() -> None:
-    assert attention._varlen_options() == {"enable_gqa": True, "num_splits": 1}
+    assert spans._varlen_options() == {"enable_gqa": True, "num_splits": 1}

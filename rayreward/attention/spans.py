@@ -1,0 +1,77 @@
+"""Attention by the variable-length kernel that torch has for GPUs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention.varlen import varlen_attn
+
+from rayreward.attention.base import Index, Score, on_device
+
+
+class Spans:
+    """Attention by torch's variable-length kernel, for GPUs. Implements `Attention`.
+
+    Each text is a span of queries, those tokens that it is the one to compute, and a span of keys,
+    all of its tokens. The kernel lines a shorter span of queries up with the end of its keys.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[Index],
+        owned_from: Sequence[int],
+        device: torch.device,
+        *,
+        causal: bool,
+    ) -> None:
+        self.causal = causal
+        owned = zip(texts, owned_from, strict=True)
+        spans = [(text[first:], text) for text, first in owned if len(text) > first]
+        query_lengths, key_lengths = ([len(s[i]) for s in spans] for i in (0, 1))
+        self._places = on_device(device, np.concatenate([queries for queries, _ in spans]))
+        self._keys = on_device(device, np.concatenate([keys for _, keys in spans]))
+        self._lengths: dict[str, Any] = {
+            "cu_seq_q": on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
+            "cu_seq_k": on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
+            "max_q": max(query_lengths),
+            "max_k": max(key_lengths),
+        }
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
+    ) -> torch.Tensor:
+        """As in `Attention`.
+
+        Raises:
+            ValueError: The scores are capped, which the kernel does not do.
+        """
+        if score.softcap is not None:
+            raise ValueError("the variable-length kernel has no soft cap")
+        back = -1 if score.window is None else score.window - 1
+        result = queries.new_zeros((*queries.shape[:2], values.shape[2]))
+        attended: Any = varlen_attn(
+            queries[self._places],
+            keys[self._keys],
+            values[self._keys],
+            **self._lengths,
+            scale=score.scaling,
+            window_size=(back, 0 if self.causal else back),
+            **_varlen_options(),
+        )
+        result[self._places] = attended
+        return result
+
+
+@cache
+def _varlen_options() -> dict[str, Any]:
+    """Fewer heads of keys are allowed; keys are not split, which would go by the longest text.
+
+    Before torch had these options, it did both unasked.
+    """
+    known = inspect.signature(varlen_attn).parameters
+    return {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in known}
