@@ -13,10 +13,11 @@ import pytest
 from columns_of_all_types import REFUSED
 
 from rayreward.errors import DataError
+from rayreward.finding import find_files
 from rayreward.formats import Piece
 from rayreward.preferences import RowKind
 from rayreward.reading import read_shard
-from rayreward.shards import Shard, find_files, plan_dataset
+from rayreward.shards import Shard, plan_dataset
 
 
 def _table(rows: int) -> pa.Table:

@@ -19,8 +19,9 @@ from remote import BUCKET, KEY, S3, SECRET, Request, Server, web
 
 from rayreward import storage
 from rayreward.errors import DataError, OutputError
+from rayreward.finding import find_files
 from rayreward.reading import read_shard
-from rayreward.shards import find_files, plan_dataset
+from rayreward.shards import plan_dataset
 from rayreward.storage.retry import Retry
 from rayreward.types import Attempt, Tally
 from rayreward.writing import OutputDirectory, write_attempt
