@@ -146,6 +146,7 @@ class Chaos:
                     driver.kill()
                 said = driver.stderr.read().decode(errors="replace").strip()
                 driver.wait()
+            deadline.said = said
             if driver.returncode and not disturbed:
                 raise SystemExit(f"The undisturbed job failed: {said}")
             if driver.returncode == 2:
@@ -216,6 +217,7 @@ class Deadline:
         self.output = output
         self.machines = machines
         self.count, self.since = -1, time.monotonic()
+        self.said = ""
 
     def check(self) -> int:
         """How many parts there are."""
@@ -225,7 +227,8 @@ class Deadline:
         if time.monotonic() - self.since > PATIENCE_S:
             raise SystemExit(
                 f"The job got nowhere for {PATIENCE_S:.0f} s, at {count} parts. Machines: "
-                f"{raylets_of(self.machines)}; actors: {actors_of(self.machines)}."
+                f"{raylets_of(self.machines)}; actors: {actors_of(self.machines)}; the driver "
+                f"before this one said: {self.said}"
             )
         return count
 

@@ -160,7 +160,7 @@ class OutputDirectory:
                 if isinstance(plan, dict):
                     return plan
                 raise ValueError("plan.json is not an object")
-            in_the_way = self._storage.occupied(self.at())
+            in_the_way = self._storage.occupied(self.at(), apart_from=_OURS)
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
         if in_the_way:
@@ -205,12 +205,13 @@ class OutputDirectory:
             raise OutputError(f"Clearing {self.path} failed: {_reason(error)}.") from error
 
     def create(self, plan: Mapping[str, Any]) -> None:
-        """Starts a new run here.
+        """Starts a new run here, over what one left that was cut off before it had a plan.
 
         Raises:
             OutputError: The directory can't be written to.
         """
         try:
+            self._storage.remove_directory(self.at(_OURS))
             self._storage.make_directory(str(self.attempts))
             self._storage.write(self._plan, json.dumps(plan, indent=1))
         except OSError as error:

@@ -43,8 +43,8 @@ class Storage(Protocol):
         """Whether a file is there."""
         ...
 
-    def occupied(self, name: str) -> bool:
-        """Whether a file is there, or a directory with anything in it."""
+    def occupied(self, name: str, *, apart_from: str) -> bool:
+        """Whether a file is there, or a directory with anything in it but for what is named so."""
         ...
 
     def sizes(self, name: str) -> dict[str, int]:

@@ -29,9 +29,10 @@ class Disk:
     def exists(self, name: str) -> bool:
         return os.path.exists(name)
 
-    def occupied(self, name: str) -> bool:
-        path = Path(name)
-        return path.is_file() or (path.exists() and any(path.iterdir()))
+    def occupied(self, name: str, *, apart_from: str) -> bool:
+        if not os.path.isdir(name):
+            return os.path.exists(name)
+        return any(found != apart_from for found in os.listdir(name))
 
     def sizes(self, name: str) -> dict[str, int]:
         if not os.path.isdir(name):

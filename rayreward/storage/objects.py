@@ -76,8 +76,9 @@ class Objects:
         except FileNotFoundError:
             return False
 
-    def occupied(self, name: str) -> bool:
-        return self.exists(name) or bool(self._infos(name, deep=False))
+    def occupied(self, name: str, *, apart_from: str) -> bool:
+        infos = self._infos(name, deep=False)
+        return self.exists(name) or any(info.base_name != apart_from for info in infos)
 
     def sizes(self, name: str) -> dict[str, int]:
         infos = self._infos(name, deep=False)

@@ -79,6 +79,8 @@ def test_signal_ends_the_job_cleanly_and_the_same_command_resumes_it(
 ) -> None:
     output = tmp_path / "out"
     command = [RAYREWARD, "score", *flags(tiny_model, many_texts(tmp_path / "t.parquet"), output)]
+    # weights are looked at after every shard, so that the first part comes early
+    command += ["--rows-per-shard", "100", "--recheck-share", "1"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(output.glob("part-*.parquet")), "the first part")
     sent = time.monotonic()

@@ -175,7 +175,9 @@ def test_full_disk_is_an_error_and_leaves_a_resumable_output(
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
+    # one task at a time: another would still be at its own attempt
+    settings: dict[str, Any] = {"num_actors": 1, "num_cpus_per_actor": 1, "tasks_per_actor": 1}
+    with RewardPool(tiny_model, seed=42, **settings) as pool:
         ray_cluster.get(pool.actors[0].__ray_call__.remote(limit, 2000))
         with pytest.raises(OutputError, match="File too large.*resumes this run"):
             pool.score_dataset(str(source), str(output))

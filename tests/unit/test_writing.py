@@ -257,6 +257,18 @@ def test_resume_a_run_that_got_no_further_than_its_plan(tmp_path: Path) -> None:
     assert again.promote(_attempt(again, 0))
 
 
+def test_create_over_a_run_that_was_cut_off_before_it_had_a_plan(tmp_path: Path) -> None:
+    """Its disk was full, or it was clearing an older run away: some of that is still there."""
+    cut_off = _started(tmp_path)
+    assert cut_off.promote(_attempt(cut_off, 0))
+    (tmp_path / "part-000000.parquet").unlink()
+    (tmp_path / "_rayreward" / "plan.json").rename(tmp_path / "_rayreward" / "plan.json.tmp")
+    output = OutputDirectory(str(tmp_path))
+    assert output.existing_plan() is None
+    output.create({})
+    assert _files(tmp_path / "_rayreward") == ["plan.json"]
+
+
 def test_existing_plan_is_the_one_that_was_created(tmp_path: Path) -> None:
     plan = {"run": 1, "files": [{"path": "/ä"}], "seed": None}
     OutputDirectory(str(tmp_path)).create(plan)
