@@ -5,6 +5,7 @@ An actor knows nothing of other actors, of plans or of the output beyond its own
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
 from rayreward.shards import Shard
 from rayreward.tally import tally_columns
-from rayreward.types import Attempt, Failure, Outcome, Reward, Status
+from rayreward.types import Attempt, Failure, Outcome, Reward, Sample, Status
 from rayreward.writing import output_schema, write_attempt
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class RewardActor:
         self._on_gpu = on_gpu
         self._recheck = Recheck(recheck_share)
         self._scorer: Scorer | None = None
+        self._prepared: tuple[ModelConfig, Scorer] | None = None
         self._looking = threading.Lock()
         # Threads that spin while they wait take the cores from those that they wait for: a model on
         # two threads ran ten times slower beside another busy process. Read when torch is loaded.
@@ -122,15 +124,58 @@ class RewardActor:
         """
         import torch
 
-        from rayreward.scorer import Scorer
-
         torch.set_num_threads(self._threads)
         keep_freed_memory()
-        # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
-        self._scorer = Scorer.load(self._config, "cuda:0" if self._on_gpu else "cpu")
-        if head is not None:
-            self._scorer.take_head(head)
+        self._scorer = self._load(self._config, head)
         return self._birth()
+
+    def prepare(self, config: ModelConfig, head: HeadState | None = None) -> Birth:
+        """Loads another model beside the one that goes on scoring, and says what it is.
+
+        Args:
+            config: What to load.
+            head: As for `load`.
+
+        Raises:
+            ModelError: The checkpoint can't be loaded as a reward model.
+            ConfigError: A setting does not fit the model.
+        """
+        self._prepared = None
+        scorer = self._load(config, head)
+        self._prepared = config, scorer
+        return self._birth_of(scorer.fingerprint())
+
+    def prepared_head(self) -> HeadState:
+        """The weights by name of the head of the model that was prepared."""
+        assert self._prepared is not None, "prepare() comes first"
+        return self._prepared[1].head_state()
+
+    def exchange(self) -> None:
+        """Scores with the model that was prepared from now on, and lets go of the other."""
+        assert self._prepared is not None, "prepare() comes first"
+        self._config, self._scorer = self._prepared
+        self._let_go()
+
+    def drop_prepared(self) -> None:
+        """Lets go of the model that was prepared."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._prepared = None
+        gc.collect()
+        if self._on_gpu:
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _load(self, config: ModelConfig, head: HeadState | None) -> Scorer:
+        from rayreward.scorer import Scorer
+
+        # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
+        scorer = Scorer.load(config, "cuda:0" if self._on_gpu else "cpu")
+        if head is not None:
+            scorer.take_head(head)
+        return scorer
 
     def fingerprint(self) -> Fingerprint:
         """Hashes the weights as they are now, scores the probe, and says where it did so."""
@@ -199,6 +244,10 @@ class RewardActor:
         """
         return self._loaded.score_groups([[to_sample(item) for item in group] for group in groups])
 
+    def score_samples(self, groups: Sequence[Sequence[Sample]]) -> list[list[Outcome]]:
+        """Scores groups of samples that may begin alike; as `score_groups`, of what it makes."""
+        return self._loaded.score_groups(groups)
+
     def score_table(self, table: pa.Table, row_format: RowFormat | None = None) -> pa.Table:
         """Scores a table of any row format; returns the columns to add.
 
@@ -265,7 +314,10 @@ class RewardActor:
             return self._loaded.prove(), looked_s
 
     def _birth(self) -> Birth:
-        return Birth(self.fingerprint(), self.where(), os.getpid(), self._threads)
+        return self._birth_of(self.fingerprint())
+
+    def _birth_of(self, fingerprint: Fingerprint) -> Birth:
+        return Birth(fingerprint, self.where(), os.getpid(), self._threads)
 
     @property
     def _loaded(self) -> Scorer:

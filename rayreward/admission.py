@@ -57,6 +57,12 @@ class Admission:
             report.raise_if_different()  # a replacement would find the same hardware
         self._reference = report.reference
 
+    def begin_again(self, reference: Fingerprint) -> None:
+        """Makes another model the pool's: every actor is to be admitted anew."""
+        self._reference = reference
+        self._held.clear()
+        self._sound_at.clear()
+
     def admit(self, actor: int, birth: Birth) -> bool:
         """Decides about an actor that has loaded its model.
 

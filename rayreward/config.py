@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,6 +100,9 @@ class PoolConfig:
     """CPUs that each actor reserves, and its torch threads. None: an equal share of the machines'
     cores without GPUs, else 1."""
 
+    label_selector: Mapping[str, str] | None = None
+    """Labels of the machines on which actors may live, as Ray knows them."""
+
     placement_timeout_s: float = 60.0
     """Seconds to wait for the cluster to find room for an actor. Raise it where machines have to
     be started first."""
@@ -128,6 +132,13 @@ class PoolConfig:
     """The most of an actor's time that looking at its weights again may take while it works. What
     it did since the last look counts only after the next. 0: never."""
 
+    max_wait_ms: float = 5.0
+    """Of a pool with a name: how long a text waits for others, so that they are scored together,
+    while there are too few of them to keep an actor busy."""
+
+    max_queued_rows: int = 8_192
+    """Of a pool with a name: how many texts may wait. More are refused: callers try again."""
+
     ray_address: str | None = None
     """Ray cluster to connect to ("auto": the one on this machine). None: RAY_ADDRESS, or else a
     private one in this process's care."""
@@ -152,6 +163,17 @@ class PoolConfig:
             )
         _check_positive("placement_timeout_s", self.placement_timeout_s)
         _check_positive("silent_after_s", self.silent_after_s)
+        _check(
+            _is_number(self.max_wait_ms) and 0 <= self.max_wait_ms <= 60_000,
+            f"max_wait_ms={self.max_wait_ms!r} must be a number from 0 to 60,000.",
+        )
+        _check_int("max_queued_rows", self.max_queued_rows, at_least=1)
+        if self.label_selector is not None:
+            _check(
+                isinstance(self.label_selector, Mapping)
+                and all(isinstance(t, str) for kv in self.label_selector.items() for t in kv),
+                f"label_selector={self.label_selector!r} must be labels and values, as texts.",
+            )
         _check_int("tasks_per_actor", self.tasks_per_actor, at_least=1)
         _check_int("max_attempts", self.max_attempts, at_least=1)
         _check_choices(self)

@@ -36,6 +36,12 @@ _logger = logging.getLogger("rayreward")
 _WAIT_S = 0.2
 """How long one wait lasts at most, so that signals are noticed."""
 
+_SERVING_WAIT_S = 0.004
+"""The same where callers wait for an answer: a task that comes meanwhile waits so long."""
+
+Fail = Callable[[Task, BaseException], None]
+"""Takes a task and the error that it raised."""
+
 _DEATHS_IN_A_ROW = 10
 """With nothing finished between them: more is more than a few bad rows. Three for each actor in a
 large pool, where a machine may take many."""
@@ -112,6 +118,7 @@ class Dispatcher:
         self._holder: dict[Any, int] = {}
         self._unproven: dict[int, list[tuple[float, Result]]] = {}
         self._insist = False
+        self._fail: Fail | None = None
         self._again: deque[Task] = deque()
         self._doubled: set[Hashable] = set()
         self._deaths = Deaths(max(_DEATHS_IN_A_ROW, 3 * num_actors))
@@ -123,6 +130,11 @@ class Dispatcher:
     def actors(self) -> list[int]:
         """Live actors that may work."""
         return sorted(self.births)
+
+    @property
+    def coming(self) -> list[int]:
+        """Actors that find their place, or load their model, at the moment."""
+        return sorted(self._starting | self._waiting)
 
     def start(self) -> None:
         """Brings up the first actors; others may join later, as machines come.
@@ -166,15 +178,57 @@ class Dispatcher:
             DeterminismError: An actor went bad, and so did those that took its place.
             Exception: The first error that a task itself raised.
         """
-        source = iter(tasks)
+        self._insist = prove
+        yield from self._work(tasks, remedy or retry(self._max_attempts))
+
+    def serve(self, tasks: Iterable[Task], *, remedy: Remedy, fail: Fail) -> Iterator[Result]:
+        """Like `run`, for tasks of callers who know nothing of each other: one's is not another's.
+
+        An error of a task ends that task alone. An actor that can't be brought up is done without
+        while there are others (`revive` tries again). Nothing is kept to be proven later: callers
+        have their answers long before.
+
+        Args:
+            tasks: What to do; looked at again every few milliseconds.
+            remedy: As for `run`. It should not raise.
+            fail: Told of a task that raised an error.
+
+        Raises:
+            PoolError: Actors die without end, or none is left.
+            DeterminismError: The last actor went bad, and so did those that took its place.
+        """
+        self._fail = fail
         try:
-            self._insist = prove
-            self._remedy = remedy or retry(self._max_attempts)
-            while self._hand_out(source):
-                for event in self._wait():
-                    yield from self._attend(event)
+            yield from self._work(tasks, remedy)
         finally:
-            self._abandon()
+            self._fail = None
+
+    def look(self) -> None:
+        """Attends to what has happened while there was nothing to do. Does not wait.
+
+        Raises:
+            PoolError: As `run` does.
+            DeterminismError: As `run` does.
+        """
+        for event in self._wait(0.0):
+            self._attend(event)
+
+    def revive(self) -> None:
+        """Tries again to bring up the actors that are being done without."""
+        self._deaths_at_start.clear()
+        self._refusals.clear()
+        for actor in range(self._num_actors):
+            if actor not in self.births.keys() | self._starting | self._waiting:
+                self._start(actor)
+
+    def replace(self, actor: int) -> None:
+        """Ends an actor that does nothing, or is not up yet, and brings up another in its place."""
+        if actor in self.births:
+            self._remove(actor)
+        else:
+            self._fleet.stop(actor)
+            self._waiting.discard(actor)
+        self._start(actor)
 
     def call_each(self, method: str, *args: Any) -> dict[int, Any]:
         """Calls a method on every actor, those included that replace a dead one.
@@ -214,19 +268,17 @@ class Dispatcher:
         Raises:
             DeterminismError: As many have failed in this place as may.
         """
-        self._fleet.stop(actor)
-        self._events = deque(
-            e for e in self._events if not (isinstance(e, Lost) and e.actor == actor)
-        )
-        void = self._take_out(actor)
+        void = self._remove(actor)
         self.quarantined.append(str(error))
         self._refusals[actor] += 1
         if self._refusals[actor] >= self._max_attempts:
-            raise DeterminismError(
+            last = DeterminismError(
                 f"{error}\n{self._refusals[actor]} actors in this place have failed: replacing "
                 "them does not help.",
                 error.report,
             )
+            self._give_up(actor, last)
+            return void
         _logger.warning("actor %d is taken out of work and replaced: %s", actor, error)
         self._start(actor)
         return void
@@ -249,8 +301,11 @@ class Dispatcher:
             case Done():
                 return self._receive(event)
             case Failed():
-                self._take_back(event.ticket)
-                raise event.error
+                _, task = self._take_back(event.ticket)
+                if self._fail is None:
+                    raise event.error
+                self._settle(task)
+                self._fail(task, event.error)
             case Lost():
                 return self._bury(event)
             case Alive():
@@ -261,18 +316,28 @@ class Dispatcher:
             case NotLoaded():
                 self._starting.discard(event.actor)
                 self._fleet.stop(event.actor)
-                raise event.error
+                self._give_up(event.actor, event.error)
             case NotPlaced():
                 self._starting.discard(event.actor)
                 self._waiting.add(event.actor)
                 self._go_on_without(event.actor, event.reason)
         return []
 
-    def _wait(self) -> Iterator[Event]:
+    def _work(self, tasks: Iterable[Task], remedy: Remedy) -> Iterator[Result]:
+        source = iter(tasks)
+        self._remedy = remedy
+        try:
+            while self._hand_out(source):
+                for event in self._wait(_SERVING_WAIT_S if self._fail else _WAIT_S):
+                    yield from self._attend(event)
+        finally:
+            self._abandon()
+
+    def _wait(self, timeout_s: float = _WAIT_S) -> Iterator[Event]:
         """What has happened. Events that the caller leaves are there for the next one."""
         self._check_interrupt()
         if not self._events:
-            self._events.extend(self._fleet.wait(_WAIT_S))
+            self._events.extend(self._fleet.wait(timeout_s))
             self._events.extend(self._fallen_silent())
         while self._events:
             event = self._events.popleft()
@@ -300,10 +365,13 @@ class Dispatcher:
         """An actor died while it was loading its model."""
         self._deaths_at_start[event.actor] += not event.with_machine
         if self._deaths_at_start[event.actor] >= self._max_attempts:
-            raise PoolError(
+            last = PoolError(
                 f"Actor {event.actor} died {self._max_attempts} times while loading the model: "
                 f"{event.reason} Look for an out-of-memory kill on its machine."
             )
+            self._starting.discard(event.actor)
+            self._give_up(event.actor, last)
+            return
         _logger.warning("actor %d died while loading; starting it again", event.actor)
         self._start(event.actor)
 
@@ -326,6 +394,20 @@ class Dispatcher:
             self._fleet.stop(actor)
             self._take_out(actor)
             self._go_on_without(actor, "it is not like the others.")
+
+    def _give_up(self, actor: int, error: BaseException) -> None:
+        """No actor can be brought up in this place."""
+        if self._fail is None or not self.births:
+            raise error
+        _logger.warning("going on without actor %d: %s", actor, error)
+
+    def _remove(self, actor: int) -> list[Result]:
+        """Ends an actor and strikes it off."""
+        self._fleet.stop(actor)
+        self._events = deque(
+            e for e in self._events if not (isinstance(e, Lost) and e.actor == actor)
+        )
+        return self._take_out(actor)
 
     def _take_out(self, actor: int) -> list[Result]:
         """Strikes an actor off; what it was doing and what is not proven is to be done again."""
@@ -415,7 +497,8 @@ class Dispatcher:
         results = [] if task.method == _PROVE else [Result(task, event.value)]
         if results:
             self._settle(task)
-        waiting = self._unproven[actor] + [(event.done_s, result) for result in results]
+        kept = results if self._fail is None else []
+        waiting = self._unproven[actor] + [(event.done_s, result) for result in kept]
         self._unproven[actor] = waiting
         if event.proof is None:
             return results

@@ -8,7 +8,9 @@
     └── PoolError (RuntimeError)         the actors can't do the work
         ├── PlacementError               no actor found a place in the cluster
         ├── DeterminismError             actors that must be alike are not; carries the report
-        └── PoolClosedError              the pool was used after close()
+        ├── PoolClosedError              the pool was used after close(), or is gone
+        ├── PoolBusyError                too much waits already; try again
+        └── PoolTimeoutError             no answer in time; a TimeoutError too
 
 `Interrupted` stands beside the tree: it is a `KeyboardInterrupt`, so that no `except Exception`
 on its way out can swallow it.
@@ -55,6 +57,14 @@ class PlacementError(PoolError):
 
 class PoolClosedError(PoolError):
     """The pool was used after it was closed."""
+
+
+class PoolBusyError(PoolError):
+    """More waits to be scored than the pool takes; later there may be room."""
+
+
+class PoolTimeoutError(PoolError, TimeoutError):
+    """The pool did not answer in the time that the caller gave it."""
 
 
 class DeterminismError(PoolError):

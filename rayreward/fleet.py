@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayreward import signals
 from rayreward.actor import HeadState, RewardActor, Worked
 from rayreward.config import ModelConfig, PoolConfig
 from rayreward.events import Alive, Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 from rayreward.placement import Machine, Placement
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
@@ -29,8 +33,8 @@ _PULSE_EVERY_S = 5.0
 _UNREACHABLE_S = 30.0
 """How long an actor that can't be reached may yet turn out to have died with its machine."""
 
-_ASIDE = "aside"
-"""Calls of this group are answered beside whatever the actor is doing."""
+_ASIDE, _BESIDE = "aside", "beside"
+"""Calls of these groups are answered beside whatever the actor is doing: short ones, and long."""
 
 
 class RayConnection:
@@ -49,8 +53,15 @@ class RayConnection:
             ray.init(address=address, configure_logging=False, **_local_options(address))
         signals.rearm()
 
-    def machines(self) -> list[Machine]:
-        """The machines that are alive now, with what each has in all."""
+    def machines(self, placement_group: PlacementGroup | None = None) -> list[Machine]:
+        """The machines that are alive now, with what each has in all.
+
+        Args:
+            placement_group: Whose bundles to take for machines instead.
+        """
+        if placement_group is not None:
+            bundles = placement_group.bundle_specs
+            return [Machine(b.get("CPU", 0.0), b.get("GPU", 0.0)) for b in bundles]
         return [
             Machine(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
             for node in ray.nodes()
@@ -74,29 +85,42 @@ class RayFleet:
 
     Attributes:
         handles: The actors by number.
+        model: What actors that are started from now on load.
         head: What actors that are started from now on hold as their head; null: what they draw.
     """
 
-    def __init__(self, model: ModelConfig, placement: Placement, pool: PoolConfig) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        placement: Placement,
+        pool: PoolConfig,
+        placement_group: PlacementGroup | None = None,
+    ) -> None:
         """
         Args:
             model: What the actors load.
             placement: What each one reserves.
             pool: How long one may wait for its place, and how often it looks at its weights.
+            placement_group: Reserved by the caller: the actors live in it.
         """
         self._placement = placement
         self._timeout_s = pool.placement_timeout_s
         self._load_timeout_s = pool.silent_after_s
-        self._args = (model, placement.threads, placement.num_gpus > 0, pool.recheck_share)
-        grouped: Any = ray.remote(concurrency_groups={_ASIDE: 1})  # type: ignore[call-overload]
+        self._args = (placement.threads, placement.num_gpus > 0, pool.recheck_share)
+        grouped: Any = ray.remote(concurrency_groups={_ASIDE: 1, _BESIDE: 1})  # type: ignore[call-overload]
         self._class: Any = grouped(RewardActor)
-        self._options = {
+        self._options: dict[str, Any] = {
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,  # replaced by the dispatcher, which checks the replacement first
             "max_task_retries": 0,
             "max_concurrency": pool.tasks_per_actor,
         }
+        if pool.label_selector:
+            self._options["label_selector"] = dict(pool.label_selector)
+        if placement_group is not None:
+            self._options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
+        self.model = model
         self.handles: dict[int, Any] = {}
         self.head: HeadState | None = None
         self._deadline: dict[int, float] = {}
@@ -110,15 +134,28 @@ class RayFleet:
 
     def start(self, actor: int) -> None:
         self._drop(actor)  # calls to an earlier actor of this number are not this one's
-        handle = self._class.options(**self._options).remote(*self._args)
+        handle = self._class.options(**self._options).remote(self.model, *self._args)
         self.handles[actor] = handle
         self._deadline[actor] = time.monotonic() + self._timeout_s
         self._placing[handle.where.remote()] = actor
 
+    def call_beside(self, actors: Iterable[int], method: str, *args: Any) -> dict[int, Any]:
+        """Calls a method on actors, beside whatever they are doing, and waits for all.
+
+        Returns:
+            By actor what came of it, or the error: RayActorError where it died.
+        """
+        refs = {
+            actor: getattr(self.handles[actor], method)
+            .options(concurrency_group=_BESIDE)
+            .remote(*args)
+            for actor in actors
+        }
+        return {actor: _result_or_error(ref) for actor, ref in refs.items()}
+
     def submit(self, actor: int, task: Task) -> Ref:
         ref: Ref = self.handles[actor].work.remote(task.method, *task.args)
         self._running[ref] = actor
-        self._asked.setdefault(actor, time.monotonic())
         return ref
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -160,9 +197,9 @@ class RayFleet:
                 yield from self._succeeded(ref, actor, value)
 
     def _ask_for_pulses(self) -> None:
-        """Asks busy actors whether they get on, each one call at a time."""
+        """Asks actors whether they get on, each one call at a time. An idle one may have died."""
         now, asked = time.monotonic(), set(self._pulses.values())
-        for actor in set(self._running.values()) - asked:
+        for actor in self._asked.keys() - asked:
             if now - self._asked[actor] > _PULSE_EVERY_S:
                 self._asked[actor] = now
                 pulse = self.handles[actor].pulse.options(concurrency_group=_ASIDE).remote()
@@ -198,6 +235,7 @@ class RayFleet:
             self._loading[self.handles[actor].load.remote(self.head)] = actor
         elif self._loading.pop(ref, None) is not None:
             self._deadline.pop(actor, None)
+            self._asked[actor] = time.monotonic()
             yield Born(actor, value)
         elif isinstance(value, Worked):
             del self._running[ref]
@@ -244,6 +282,15 @@ class RayFleet:
         for refs in (self._placing, self._loading, self._running, self._pulses):
             for ref in [ref for ref, holder in refs.items() if holder == actor]:
                 del refs[ref]
+
+
+def _result_or_error(ref: Ref) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        return error.cause
+    except RayActorError as error:
+        return error
 
 
 def _machines_alive() -> set[str]:

@@ -6,8 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,32 +14,48 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayreward import signals
-from rayreward.actor import Birth, reward_or_nan
-from rayreward.admission import Admission
-from rayreward.checkpoint import local_directory, open_checkpoint
+from rayreward.actor import reward_or_nan
 from rayreward.columns import check_free
 from rayreward.config import JobConfig, ModelConfig, PoolConfig
 from rayreward.determinism import DeterminismReport
-from rayreward.dispatch import Dispatcher
-from rayreward.errors import DataError, DeterminismError, PoolClosedError
-from rayreward.events import Task
+from rayreward.errors import ConfigError, DataError, PoolError
 from rayreward.fingerprint import Fingerprint
-from rayreward.fleet import RayConnection, RayFleet
-from rayreward.job import PreparedJob, prepare_job, run_job
-from rayreward.placement import place
-from rayreward.preferences import check_schema
+from rayreward.job import PreparedJob, prepare_job
+from rayreward.keeper import Status
+from rayreward.local import LocalEngine
+from rayreward.preferences import check_schema, to_sample
+from rayreward.remote import RemoteEngine
 from rayreward.report import JobReport
-from rayreward.types import Failure, Outcome
+from rayreward.types import Failure, Outcome, Version
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
 
 _logger = logging.getLogger("rayreward")
 
-SLICE_ROWS = 64
-"""Rows of an in-memory batch that go to one actor at a time: the same whatever the number of
-actors, so that it can't be seen in the rewards."""
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AuditedRewards:
+    """Rewards with what they come from.
+
+    Attributes:
+        outcomes: For each item of the batch its reward, with tokens, or why it has none.
+        version: Which weights all of them come from.
+    """
+
+    outcomes: Sequence[Outcome]
+    version: Version
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:
+        """`(N,)` float32; NaN where there is none."""
+        return np.array([reward_or_nan(outcome) for outcome in self.outcomes], dtype=np.float32)
+
+    def checked_rewards(self) -> NDArray[np.float32]:
+        """As `rewards`, with a warning in the log where there is a NaN."""
+        _warn_of_failures(self.outcomes)
+        return self.rewards
 
 
 class RewardPool:
@@ -52,8 +67,16 @@ class RewardPool:
             rewards = pool.score(["What is 2 + 2? It is 4.", "What is 2 + 2? It is 5."])
 
     The pool starts Ray, and ends it, only where Ray is not running yet. Its methods may be called
-    from several threads; calls are served one after the other.
+    from several threads. Calls are served one after the other, or, by a pool with a name, together.
+
+    A pool with a name is found again from any driver, task or actor of the Ray cluster, and may be
+    sent to one:
+
+        RewardPool("path/or/hub-id", seed=42, name="rm", lifetime="detached")
+        rewards = RewardPool.connect("rm").score(["…"])
     """
+
+    _engine: LocalEngine | RemoteEngine
 
     def __init__(
         self,
@@ -81,85 +104,126 @@ class RewardPool:
         mixed_hardware: Literal["refuse", "alike", "accept"] = "refuse",
         recheck_share: float = 0.005,
         ray_address: str | None = None,
+        label_selector: Mapping[str, str] | None = None,
+        max_wait_ms: float = 5.0,
+        max_queued_rows: int = 8_192,
+        name: str | None = None,
+        lifetime: Literal["detached"] | None = None,
+        placement_group: PlacementGroup | None = None,
     ) -> None:
         """Starts the actors and checks that they hold the same model.
 
         The arguments are the fields of `ModelConfig` and `PoolConfig` (`rayreward.config`), which
-        describe them.
+        describe them, and three more. By its `name` others find the pool (`connect`); it lives in
+        an actor of its own then, and what its callers ask at one time is scored together. With
+        `lifetime="detached"` it goes on when this program ends, until `shut_down`. In a
+        `placement_group`, reserved by the caller, the actors live, one a bundle where num_actors is
+        "auto".
 
         Raises:
             ConfigError: A setting is out of range.
             ModelError: The checkpoint can't be loaded as a reward model.
             PlacementError: The cluster has no room for a single actor.
             DeterminismError: The actors hold different models.
+            PoolError: There is a pool of that name already.
         """
         settings = {key: value for key, value in locals().items() if key not in ("self", "model")}
         self._start(
             ModelConfig(model=os.fspath(model), **_fields_of(ModelConfig, settings)),
             PoolConfig(**_fields_of(PoolConfig, settings)),
+            name,
+            lifetime,
+            placement_group,
         )
 
     @classmethod
     def from_config(cls, model: ModelConfig, pool: PoolConfig | None = None) -> Self:
         """Like the constructor, from configs."""
         self = cls.__new__(cls)
-        self._start(model, pool or PoolConfig())
+        self._start(model, pool or PoolConfig(), None, None, None)
         return self
 
-    def _start(self, model: ModelConfig, pool: PoolConfig) -> None:
-        self._lock = threading.RLock()
-        self._closed = False
-        directory = local_directory(model.model)
-        if directory is not None:
-            open_checkpoint(str(directory))  # what the files can tell is told before Ray starts
-            model = dataclasses.replace(model, model=str(directory))
-        self.model_config = model
-        self._pool_config = pool
-        self._admission = Admission(pool.mixed_hardware)
-        self._connection = RayConnection(pool.ray_address)
-        try:
-            placement = place(pool, self._connection.machines())
-            self._fleet = RayFleet(model, placement, pool)
-            self._dispatcher = Dispatcher(
-                self._fleet,
-                self._admission,
-                num_actors=placement.num_actors,
-                tasks_per_actor=pool.tasks_per_actor,
-                max_attempts=pool.max_attempts,
-                min_actors=pool.min_actors,
-                silent_after_s=pool.silent_after_s,
-                check_interrupt=signals.check,
-            )
-            self._dispatcher.start()
-            self._sync_head()
-            self._admission.settle(self._dispatcher.births)
-            self._dispatcher.review()
-        except BaseException:
-            self.close()
-            raise
+    @classmethod
+    def connect(cls, name: str, *, ray_address: str | None = None, timeout_s: float = 0.0) -> Self:
+        """Finds a pool that was opened with a name, from anywhere in its Ray cluster.
 
-    def _sync_head(self) -> None:
-        """Gives the first actor's head to all, where the settings ask for it and it was drawn.
+        Args:
+            name: Of the pool.
+            ray_address: Of the cluster. Null: the one that this process is part of, or RAY_ADDRESS,
+                or the one on this machine.
+            timeout_s: How long to wait for a pool of that name to come.
 
-        A head that came with the checkpoint is never overwritten: that would hide a bad file.
+        Raises:
+            PoolError: There is none.
         """
-        births: dict[int, Birth] = self._dispatcher.births
-        drawn = all(birth.fingerprint.head_origin == "seeded" for birth in births.values())
-        if self._pool_config.head_sync == "broadcast" and drawn:
-            heads = self._dispatcher.call_each("head_state")
-            self._fleet.head = heads[min(heads)]
-            births.update(self._dispatcher.call_each("take_head", self._fleet.head))
+        self = cls._named(name, ray_address, timeout_s)
+        self._remote("connect").connect()
+        return self
+
+    @classmethod
+    def _named(cls, name: str, ray_address: str | None = None, timeout_s: float = 0.0) -> Self:
+        self = cls.__new__(cls)
+        self._engine = RemoteEngine(name, ray_address, timeout_s)
+        return self
+
+    def _start(
+        self,
+        model: ModelConfig,
+        pool: PoolConfig,
+        name: str | None,
+        lifetime: Literal["detached"] | None,
+        placement_group: PlacementGroup | None,
+    ) -> None:
+        if lifetime not in (None, "detached"):
+            raise ConfigError(f"lifetime={lifetime!r} must be None or 'detached'.")
+        if name is None:
+            if lifetime:
+                raise ConfigError(
+                    "lifetime='detached' needs a name: nobody could find the pool again without."
+                )
+            self._engine = LocalEngine(model, pool, placement_group)
+        else:
+            self._engine = RemoteEngine.create(
+                name,
+                detached=lifetime == "detached",
+                model=model,
+                pool=pool,
+                placement_group=placement_group,
+            )
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:
         """Handles of the live actors; each has `score_batch(batch) -> rewards`."""
-        self._check_open()
-        return [self._fleet.handles[actor] for actor in self._dispatcher.actors]
+        return self._engine.actors
 
     @property
     def fingerprint(self) -> Fingerprint:
         """What every actor of the pool holds."""
-        return self._admission.reference
+        return self._engine.fingerprint
+
+    @property
+    def version(self) -> Version:
+        """Which weights the pool scores with now."""
+        return self._engine.version
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """What every actor of the pool holds, as settings."""
+        return self._engine.model
+
+    @property
+    def name(self) -> str | None:
+        """By which others find the pool; null if they can't."""
+        return self._engine.name if isinstance(self._engine, RemoteEngine) else None
+
+    @property
+    def status(self) -> Status:
+        """How a pool with a name is doing.
+
+        Raises:
+            PoolError: It has none.
+        """
+        return self._remote("status").status
 
     def verify(self) -> DeterminismReport:
         """Hashes what every actor holds now and compares it with what the pool began with.
@@ -172,41 +236,95 @@ class RewardPool:
         Raises:
             DeterminismError: Some actors hold another model; the message names them.
         """
-        accept = self._pool_config.mixed_hardware == "accept"
-        with self._working():
-            report = self._admission.report(self._dispatcher.call_each("fingerprint"))
-            try:
-                report.raise_if_different(accept_hardware=accept)
-            except DeterminismError as error:
-                for difference in report.differences:
-                    if difference.model or (difference.computed and not accept):
-                        self._dispatcher.quarantine(difference.actor, error)
-                raise
-        return report
+        return self._engine.verify()
 
-    def score(self, batch: Iterable[Any]) -> NDArray[np.float32]:
+    def update(self, checkpoint: str | os.PathLike[str], *, revision: str | None = None) -> Version:
+        """Scores with other weights from now on.
+
+        Every actor loads the checkpoint beside what it holds, and goes on scoring meanwhile; what
+        they hold then is compared; then all change over at once. Whatever is asked in one call is
+        scored with one version. If anything fails, the old one goes on.
+
+        Args:
+            checkpoint: Directory, as every machine sees it, or a model id on the hub. The other
+                settings, such as the seed, stay.
+            revision: Of a hub model.
+
+        Returns:
+            The version that is scored with from now on.
+
+        Raises:
+            ModelError: The checkpoint can't be loaded as a reward model.
+            DeterminismError: The actors hold different models.
+            PoolError: Another update is under way, or no actor is left.
+        """
+        return self._engine.update(os.fspath(checkpoint), revision)
+
+    def score(self, batch: Iterable[Any], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Scores a batch in memory.
 
         Args:
             batch: Texts, records such as `{"prompt": …, "completion": …}`, or conversations
                 (lists of messages), also mixed.
+            timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:
             `(N,)` float32 in the batch's order. NaN where a row can't be scored, with a warning in
-            the log; `score_table` says of each one why.
+            the log; `score_table` and `score_audited` say of each one why.
 
         Raises:
             DataError: An item is none of these.
+            PoolTimeoutError: They were not there in time.
         """
-        rewards = self._score_groups([[item] for item in batch])
-        return np.concatenate(rewards) if rewards else np.empty(0, dtype=np.float32)
+        return self.score_audited(batch, timeout_s=timeout_s).checked_rewards()
 
-    async def score_async(self, batch: Iterable[Any]) -> NDArray[np.float32]:
-        """Like `score`, without blocking the event loop."""
-        return await asyncio.to_thread(self.score, list(batch))
+    async def score_async(
+        self, batch: Iterable[Any], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Like `score`, without blocking the event loop.
+
+        Where it is cancelled, a pool with a name drops what was asked.
+        """
+        audited = await self.score_audited_async(batch, timeout_s=timeout_s)
+        return audited.checked_rewards()
+
+    def score_audited(
+        self, batch: Iterable[Any], *, timeout_s: float | None = None
+    ) -> AuditedRewards:
+        """Like `score`; says of each reward what it comes from, or why there is none."""
+        groups = [[to_sample(item)] for item in batch]
+        outcomes, version = self._engine.score_groups(groups, timeout_s)
+        return AuditedRewards([group[0] for group in outcomes], version)
+
+    async def score_audited_async(
+        self, batch: Iterable[Any], *, timeout_s: float | None = None, patient: bool = True
+    ) -> AuditedRewards:
+        """Like `score_audited`, without blocking the event loop.
+
+        Args:
+            batch: As there.
+            timeout_s: As there.
+            patient: Whether to try again while a pool with a name is busy.
+
+        Raises:
+            DataError: An item is none of these.
+            PoolTimeoutError: They were not there in time.
+            PoolBusyError: Too much waits in the pool already, and `patient` is false.
+        """
+        if isinstance(self._engine, LocalEngine):
+            return await asyncio.to_thread(self.score_audited, list(batch), timeout_s=timeout_s)
+        groups = [[to_sample(item)] for item in batch]
+        outcomes, version = await self._engine.score_groups_async(
+            groups, timeout_s, patient=patient
+        )
+        return AuditedRewards([group[0] for group in outcomes], version)
 
     def score_completions(
-        self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Sequence[Any]],
+        *,
+        timeout_s: float | None = None,
     ) -> list[NDArray[np.float32]]:
         """Scores several completions of each prompt.
 
@@ -214,41 +332,46 @@ class RewardPool:
             prompts: N prompts, each a text or a list of messages.
             completions: N lists of completions, each a text or a list of messages. The lists may
                 have different lengths.
+            timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:
             N arrays, the i-th of shape `(K_i,)`. NaN where a completion can't be scored.
 
         Raises:
             DataError: There are not as many lists as prompts.
+            PoolTimeoutError: The rewards were not there in time.
         """
         if len(prompts) != len(completions):
             raise DataError(
                 f"{len(prompts)} prompts but {len(completions)} lists of completions: pass one "
                 "list for each prompt."
             )
-        return self._score_groups(
-            [
-                [{"prompt": prompt, "completion": completion} for completion in group]
-                for prompt, group in zip(prompts, completions, strict=True)
-            ]
-        )
+        groups = [
+            [to_sample({"prompt": prompt, "completion": completion}) for completion in group]
+            for prompt, group in zip(prompts, completions, strict=True)
+        ]
+        outcomes, version = self._engine.score_groups(groups, timeout_s)
+        _warn_of_failures([outcome for group in outcomes for outcome in group])
+        return [AuditedRewards(group, version).rewards for group in outcomes]
 
-    def score_table(self, table: pa.Table) -> pa.Table:
+    def score_table(self, table: pa.Table, *, timeout_s: float | None = None) -> pa.Table:
         """Scores an Arrow table of any row format.
+
+        Args:
+            table: The rows.
+            timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:
             The table with the reward and audit columns added (`rayreward.columns`).
 
         Raises:
             DataError: The columns are of no known row format, or already named like the added ones.
+            PoolTimeoutError: The rewards were not there in time.
         """
         row_format = check_schema(table.schema)
         check_free(table.schema, row_format.kind)
-        read = _sendable(table.select(list(row_format.read)))
-        slices = (
-            read.slice(start, SLICE_ROWS) for start in range(0, max(len(read), 1), SLICE_ROWS)
-        )
-        added = pa.concat_tables(self._map("score_table", ((rows, row_format) for rows in slices)))
+        read = table.select(list(row_format.read))
+        added = self._engine.score_table(read, row_format, timeout_s)
         for field, column in zip(added.schema, added.columns, strict=True):
             table = table.append_column(field, column)
         return table
@@ -274,23 +397,46 @@ class RewardPool:
         return self.run_job(prepare_job(job, self.model_config))
 
     def run_job(self, job: PreparedJob) -> JobReport:
-        """Runs a job from `rayreward.job.prepare_job`."""
-        with self._working():
-            pool = self._pool_config
-            return run_job(
-                job,
-                self._dispatcher,
-                self.fingerprint,
-                prove=pool.recheck_share > 0,
-                max_attempts=pool.max_attempts,
+        """Runs a job from `rayreward.job.prepare_job`.
+
+        Raises:
+            PoolError: The pool has a name: others use it, and a job needs actors of its own.
+        """
+        if isinstance(self._engine, RemoteEngine):
+            raise PoolError(
+                f"The pool {self.name!r} is shared, and a job needs actors of its own: it commits "
+                "what they write, and proves it. Open a RewardPool without a name for it."
             )
+        return self._engine.run_job(job)
 
     def close(self) -> None:
-        """Ends the actors, and Ray if the pool started it. Safe to call again."""
-        self._closed = True
-        if hasattr(self, "_dispatcher"):
-            self._dispatcher.stop()
-        self._connection.close()
+        """Ends the actors, and Ray if the pool started it. Safe to call again.
+
+        A pool that was connected to, or opened with lifetime="detached", lives on: see `shut_down`.
+        """
+        self._engine.close()
+
+    def shut_down(self, *, timeout_s: float = 30.0) -> None:
+        """Ends a pool with a name for everybody.
+
+        Args:
+            timeout_s: How long to go on answering what has been asked.
+        """
+        self._remote("shut_down").shut_down(timeout_s)
+        self.close()
+
+    def _remote(self, what: str) -> RemoteEngine:
+        if isinstance(self._engine, RemoteEngine):
+            return self._engine
+        raise PoolError(f"{what} is for pools with a name; this one has none.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.name is None:
+            raise PoolError(
+                "A pool without a name can't be sent to another process: it lives in this one. "
+                "Open it with RewardPool(…, name='rm'), which can be."
+            )
+        return RewardPool._named, (self.name,)
 
     def __enter__(self) -> Self:
         return self
@@ -303,48 +449,13 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    def _score_groups(self, groups: list[list[Any]]) -> list[NDArray[np.float32]]:
-        """Scores groups of items that may begin alike; an array for each."""
-        results = self._map("score_groups", ((part,) for part in _slices(groups)))
-        outcomes = [group for result in results for group in result]
-        _warn_of_failures([outcome for group in outcomes for outcome in group])
-        return [np.array([reward_or_nan(o) for o in group], np.float32) for group in outcomes]
-
-    def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Calls an actor method for each tuple of arguments; results in the order of the calls."""
-        with self._working():
-            tasks = (Task(key, f"Slice {key}", method, args) for key, args in enumerate(calls))
-            # what is void comes again, and the later value stands
-            results = {result.task.key: result.value for result in self._dispatcher.run(tasks)}
-        return [results[key] for key in range(len(results))]
-
-    def _working(self) -> threading.RLock:
-        self._check_open()
-        return self._lock
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise PoolClosedError("The pool is closed. Open a new RewardPool.")
-
 
 def _fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(config)}
     return {key: value for key, value in settings.items() if key in names}
 
 
-def _slices(groups: list[list[Any]]) -> Iterator[list[list[Any]]]:
-    """Cuts groups into slices of at least `SLICE_ROWS` items, except for the last."""
-    start, items = 0, 0
-    for index, group in enumerate(groups):
-        items += len(group)
-        if items >= SLICE_ROWS:
-            yield groups[start : index + 1]
-            start, items = index + 1, 0
-    if start < len(groups):
-        yield groups[start:]
-
-
-def _warn_of_failures(outcomes: list[Outcome]) -> None:
+def _warn_of_failures(outcomes: Sequence[Outcome]) -> None:
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     if failures:
         _logger.warning(
@@ -354,14 +465,3 @@ def _warn_of_failures(outcomes: list[Outcome]) -> None:
             failures[0].detail,
             failures[0].status,
         )
-
-
-def _sendable(table: pa.Table) -> pa.Table:
-    """Slices of string_view columns travel with their whole buffers: such text is copied out."""
-    schema = pa.schema(
-        [
-            field.with_type(pa.large_string()) if pa.types.is_string_view(field.type) else field
-            for field in table.schema
-        ]
-    )
-    return table.cast(schema)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from rayreward.errors import DataError
 from rayreward.types import Conversation, Failure, Message, Sample, Status, Text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = Mapping[str, Any]
 
@@ -98,6 +102,32 @@ def find_format(names: Iterable[str]) -> RowFormat:
         f"No known row format in the columns {', '.join(present) or '(none)'}. Accepted: "
         f"{ACCEPTED}. Rename the columns to one of these."
     )
+
+
+def read_samples(
+    table: pa.Table, row_format: RowFormat, lost: Mapping[int, Failure] = MappingProxyType({})
+) -> list[tuple[Sample, ...] | Failure]:
+    """What the rows of a table ask to score.
+
+    Args:
+        table: The rows.
+        row_format: From `check_schema`.
+        lost: Rows that are not to be scored, by their number, and why.
+    """
+    read = (lost.get(*at) for at in enumerate(_read_rows(table.select(list(row_format.read)))))
+    return [row if isinstance(row, Failure) else row_format.samples(row) for row in read]
+
+
+def _read_rows(table: pa.Table) -> Iterator[dict[str, object] | Failure]:
+    """The rows as Python values, a failure where one is not UTF-8."""
+    try:
+        yield from table.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(table.num_rows):
+            try:
+                yield table.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield Failure(Status.MALFORMED, f"the row is not valid UTF-8: {error}")
 
 
 def to_sample(item: Any) -> Sample:

@@ -28,7 +28,7 @@ from rayreward.loading import load_model
 from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
 from rayreward.oom import Halving, Parts, read
-from rayreward.preferences import RowFormat
+from rayreward.preferences import RowFormat, read_samples
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
@@ -198,8 +198,7 @@ class Scorer:
         Returns:
             The columns to add (`rayreward.columns`), row by row in the table's order.
         """
-        read = (lost.get(*at) for at in enumerate(read_rows(table, row_format.read)))
-        rows = [row if isinstance(row, Failure) else row_format.samples(row) for row in read]
+        rows = read_samples(table, row_format, lost)
         groups = [row for row in rows if not isinstance(row, Failure)]
         scored = iter(self.score_groups(groups, time_spent))
         outcomes = [row if isinstance(row, Failure) else next(scored) for row in rows]
@@ -256,19 +255,6 @@ class Scorer:
         encoded = encode_probe(self._tokenizer.hf, self._tokenizer.max_length)
         outcomes = self._score_encoded([[tokens] for tokens in encoded], ModelTime())
         return tuple(o.value if isinstance(o, Reward) else None for [o] in outcomes)
-
-
-def read_rows(table: pa.Table, columns: Sequence[str]) -> Iterator[dict[str, object] | Failure]:
-    """Yields the rows of some columns as Python values, a failure where one is not UTF-8."""
-    chosen = table.select(list(columns))
-    try:
-        yield from chosen.to_pylist()
-    except UnicodeDecodeError:
-        for index in range(chosen.num_rows):
-            try:
-                yield chosen.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield Failure(Status.MALFORMED, f"the row is not valid UTF-8: {error}")
 
 
 def _outcome(value: float | None, tokens: Tokens) -> Outcome:

@@ -117,6 +117,23 @@ Outcome = Reward | Failure
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """Which weights a pool scores with, or a reward comes from.
+
+    Attributes:
+        number: 1 for those that the pool began with; grows with each update.
+        model: The checkpoint.
+        head: Hash of the head's weights.
+        body: Hash of the other weights.
+    """
+
+    number: int
+    model: str
+    head: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """Counts over rows, added up shard by shard.
 

@@ -97,9 +97,9 @@ def test_an_actor_that_hangs_is_replaced(tiny_model: str, tmp_path: Path, faulty
     with RewardPool(
         tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1, silent_after_s=20.0
     ) as pool:
-        first = pool._dispatcher.births[0].pid
+        first = pool._engine.dispatcher.births[0].pid
         report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=4)
-        assert pool._dispatcher.births[0].pid != first
+        assert pool._engine.dispatcher.births[0].pid != first
     assert faulty.exists()
     assert (report.tally.rows, report.tally.failed) == (24, {})
 

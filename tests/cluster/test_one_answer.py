@@ -53,7 +53,7 @@ def test_g2_same_bytes_when_an_actor_is_killed(
     source = pairs(tmp_path / "pairs.parquet")
     with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
         pool.score_dataset(str(source), str(tmp_path / "calm"), rows_per_shard=10)
-        os.kill(pool._dispatcher.births[0].pid, signal.SIGKILL)
+        os.kill(pool._engine.dispatcher.births[0].pid, signal.SIGKILL)
         pool.score_dataset(str(source), str(tmp_path / "killed"), rows_per_shard=10)
     assert parts(tmp_path / "killed") == parts(tmp_path / "calm")
 

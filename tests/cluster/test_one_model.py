@@ -33,7 +33,7 @@ def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
 
 
 def kill(pool: RewardPool, actor: int) -> None:
-    os.kill(pool._dispatcher.births[actor].pid, signal.SIGKILL)
+    os.kill(pool._engine.dispatcher.births[actor].pid, signal.SIGKILL)
 
 
 def flip_in_head(actor: Any) -> None:
@@ -123,8 +123,8 @@ def test_g1_start_replaces_an_actor_that_differs(
     started = start_with(monkeypatch, change)
     with RewardPool(tiny_model, **THREE) as pool:
         assert pool.verify().identical
-        assert pool._dispatcher.actors == [0, 1, 2]
-        assert "actor 2: head" in pool._dispatcher.quarantined[0]
+        assert pool._engine.dispatcher.actors == [0, 1, 2]
+        assert "actor 2: head" in pool._engine.dispatcher.quarantined[0]
     assert started == [0, 1, 2, 2]
 
 

@@ -48,7 +48,7 @@ def expected(tiny_model: str) -> list[float]:
 
 
 def kill(pool: RewardPool, actor: int) -> None:
-    os.kill(pool._dispatcher.births[actor].pid, signal.SIGKILL)
+    os.kill(pool._engine.dispatcher.births[actor].pid, signal.SIGKILL)
 
 
 def test_score_returns_float32_in_the_batchs_order(pool: RewardPool, expected: list[float]) -> None:
@@ -161,11 +161,11 @@ def test_dead_actor_is_replaced_and_its_work_done_again(
     ray_cluster: Any, tiny_model: str, expected: list[float]
 ) -> None:
     with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        pids = {birth.pid for birth in pool._dispatcher.births.values()}
+        pids = {birth.pid for birth in pool._engine.dispatcher.births.values()}
         kill(pool, 0)
         assert pool.score(TEXTS).tolist() == pytest.approx(expected, abs=1e-6)
         assert sorted(pool.verify().fingerprints) == [0, 1]  # waits for the replacement
-        assert len(pids & {birth.pid for birth in pool._dispatcher.births.values()}) == 1
+        assert len(pids & {birth.pid for birth in pool._engine.dispatcher.births.values()}) == 1
 
 
 def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(
