@@ -441,7 +441,7 @@ class Dispatcher:
                     if task is None:
                         return self._wind_up()
                     self._hand(actor, task)
-        return True
+        return bool(self.births or self._starting or self._waiting)
 
     def _is_busy_alone(self, actor: int) -> bool:
         return any(map(self._deaths.is_suspect, self._handed_out[actor].values()))
