@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         ModelError,
         OutputError,
         PlacementError,
+        PoolBusyError,
         PoolClosedError,
         PoolError,
+        PoolTimeoutError,
         RayRewardError,
     )
     from rayreward.fingerprint import Fingerprint
@@ -41,9 +43,11 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PlacementError",
+    "PoolBusyError",
     "PoolClosedError",
     "PoolConfig",
     "PoolError",
+    "PoolTimeoutError",
     "RayRewardError",
     "RewardPool",
     "Scorer",

@@ -392,6 +392,7 @@ class RewardPool:
             DataError: The dataset can't be read or understood; nothing is written.
             OutputError: The output directory belongs to another run, or can't be written.
         """
+        self._engine_of_its_own()
         settings = {"progress": "none", **settings}
         job = JobConfig(dataset=os.fspath(dataset), output=os.fspath(output), **settings)
         return self.run_job(prepare_job(job, self.model_config))
@@ -402,12 +403,7 @@ class RewardPool:
         Raises:
             PoolError: The pool has a name: others use it, and a job needs actors of its own.
         """
-        if isinstance(self._engine, RemoteEngine):
-            raise PoolError(
-                f"The pool {self.name!r} is shared, and a job needs actors of its own: it commits "
-                "what they write, and proves it. Open a RewardPool without a name for it."
-            )
-        return self._engine.run_job(job)
+        return self._engine_of_its_own().run_job(job)
 
     def close(self) -> None:
         """Ends the actors, and Ray if the pool started it. Safe to call again.
@@ -424,6 +420,14 @@ class RewardPool:
         """
         self._remote("shut_down").shut_down(timeout_s)
         self.close()
+
+    def _engine_of_its_own(self) -> LocalEngine:
+        if isinstance(self._engine, LocalEngine):
+            return self._engine
+        raise PoolError(
+            f"The pool {self.name!r} is shared, and a job needs actors of its own: it commits what "
+            "they write, and proves it. Open a RewardPool without a name for it."
+        )
 
     def _remote(self, what: str) -> RemoteEngine:
         if isinstance(self._engine, RemoteEngine):

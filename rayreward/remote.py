@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import threading
@@ -77,7 +78,6 @@ class RemoteEngine:
         self._owns = False
         self._closed = False
         self._caller = uuid.uuid4().hex
-        self._calls = _Loop()
 
     @classmethod
     def create(
@@ -177,7 +177,7 @@ class RemoteEngine:
     ) -> tuple[list[list[Outcome]], Version]:
         """As `LocalEngine.score_groups`."""
         self._check_open()
-        return self._calls.run(self._score(groups, timeout_s, patient=True))
+        return _run(self._score(groups, timeout_s, patient=True))
 
     async def score_groups_async(
         self,
@@ -195,7 +195,7 @@ class RemoteEngine:
         """
         self._check_open()
         score = self._score(groups, timeout_s, patient=patient)
-        return await asyncio.wrap_future(self._calls.submit(score))
+        return await asyncio.wrap_future(_begin(score))
 
     def score_table(
         self, table: pa.Table, row_format: RowFormat, timeout_s: float | None = None
@@ -213,7 +213,6 @@ class RemoteEngine:
             if self._owns:
                 self.shut_down(0.0)
             self._closed = True
-            self._calls.stop()
             if self._connection is not None:
                 self._connection.close()
 
@@ -234,7 +233,7 @@ class RemoteEngine:
 
     def _do(self, method: str, *args: Any) -> Any:
         self._check_open()
-        return self._calls.run(self._call(method, *args))
+        return _run(self._call(method, *args))
 
     async def _score(
         self, groups: Sequence[Sequence[Sample]], timeout_s: float | None, *, patient: bool
@@ -331,37 +330,27 @@ class RemoteEngine:
                 time.sleep(_CONNECT_EVERY_S)
 
 
-class _Loop:
-    """An event loop on a thread of its own, begun when it is first needed."""
+def _begin(call: Coroutine[Any, Any, _Value]) -> Future[_Value]:
+    """Begins a call on the event loop of this process's own."""
+    return asyncio.run_coroutine_threadsafe(call, _loop())
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._beginning = threading.Lock()
 
-    def submit(self, call: Coroutine[Any, Any, _Value]) -> Future[_Value]:
-        """Begins a call."""
-        with self._beginning:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                run = self._loop.run_forever
-                threading.Thread(target=run, name="rayreward-pool", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
+def _run(call: Coroutine[Any, Any, _Value]) -> _Value:
+    """Makes a call; takes it back if the caller is interrupted."""
+    future = _begin(call)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
 
-    def run(self, call: Coroutine[Any, Any, _Value]) -> _Value:
-        """Makes a call; takes it back if the caller is interrupted."""
-        future = self.submit(call)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
 
-    def stop(self) -> None:
-        """Ends the thread."""
-        with self._beginning:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One on a thread of its own, which works whether or not the caller has one."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rayreward-pools", daemon=True).start()
+    return loop
 
 
 def _pauses() -> Iterator[float]:

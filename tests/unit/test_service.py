@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,6 +127,13 @@ def make() -> Iterator[Make]:
         item.service.close(PATIENCE_S)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def values(outcomes: list[Any]) -> list[float]:
     return [outcome.value for outcome in outcomes]
 
@@ -134,8 +142,7 @@ def test_requests_of_two_callers_are_scored_together(make: Make) -> None:
     subject = make()
     subject.fleet.open.clear()
     busy = subject.ask("a", *["x"] * 16)  # as many as the actor takes at once
-    while subject.service.rows_waiting:
-        threading.Event().wait(0.005)
+    wait_until(lambda: not subject.service.rows_waiting)
     first, second = subject.ask("a", "aa", "aaa"), subject.ask("b", "b")
     subject.fleet.open.set()
     assert values(subject.answer(first)) == [2, 3]
@@ -180,8 +187,7 @@ def test_no_request_sees_two_versions(make: Make) -> None:
     subject = make()
     subject.fleet.open.clear()
     before = [subject.ask("a", *["x"] * 40), subject.ask("b", *["y"] * 40)]
-    while subject.service.rows_waiting == 80:
-        threading.Event().wait(0.005)
+    wait_until(lambda: subject.service.rows_waiting < 80)
 
     def exchange() -> None:
         subject.fleet.version += 1
@@ -210,8 +216,7 @@ def test_a_request_that_is_taken_back_is_not_scored(make: Make) -> None:
     subject = make()
     subject.fleet.open.clear()
     busy = subject.ask("a", *["x"] * 16)
-    while subject.service.rows_waiting:
-        threading.Event().wait(0.005)
+    wait_until(lambda: not subject.service.rows_waiting)
     unwanted = subject.ask("b", "unwanted")
     subject.service.cancel(unwanted)
     with pytest.raises(Canceled):
@@ -226,9 +231,10 @@ def test_a_full_queue_refuses(make: Make) -> None:
     subject = make(max_rows=20)
     subject.fleet.open.clear()
     requests = [subject.ask("a", *["x"] * 16)]
+    wait_until(lambda: not subject.service.rows_waiting)  # the actor has them
+    requests += [subject.ask("b", *["y"] * 16)]
     with pytest.raises(PoolBusyError):
-        for _ in range(3):
-            requests.append(subject.ask("b", *["y"] * 16))
+        subject.ask("c", *["z"] * 16)
     subject.fleet.open.set()
     for request in requests:
         subject.answer(request)
