@@ -20,7 +20,7 @@ demo: .venv/demo
 	@$(BIN)/python examples/show.py build/demo
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	scripts/check

@@ -24,7 +24,7 @@ from rayreward import storage
 from rayreward.allocator import keep_freed_memory
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
-from rayreward.errors import DataError
+from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint, Proof
 from rayreward.meter import ModelTime
 from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
@@ -139,11 +139,21 @@ class RewardActor:
         Raises:
             ModelError: The checkpoint can't be loaded as a reward model.
             ConfigError: A setting does not fit the model.
+            PoolError: There is no memory for both.
         """
-        self._prepared = None
-        scorer = self._load(config, head)
+        import torch
+
+        self._let_go()
+        try:
+            scorer = self._load(config, head)
+            birth = self._birth_of(scorer.fingerprint())
+        except torch.OutOfMemoryError as error:
+            raise PoolError(
+                f"The device of an actor has no room for {config.model!r} beside the model that it "
+                f"scores with ({error}). Open another pool for it, and end this one."
+            ) from error
         self._prepared = config, scorer
-        return self._birth_of(scorer.fingerprint())
+        return birth
 
     def prepared_head(self) -> HeadState:
         """The weights by name of the head of the model that was prepared."""

@@ -36,6 +36,10 @@ _GONE_S = 10.0
 """A caller that has not come back for so long is gone."""
 
 
+_FETCH_S = 1.0
+"""How long callers have to fetch their last answers before the pool ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """For each group of a request the outcomes of its samples, and what they come from."""
@@ -198,6 +202,9 @@ class Keeper:
         """Answers what has been asked, takes no more, and ends the actors."""
         if self._engine is not None:
             await asyncio.to_thread(self._service.close, timeout_s)
+            fetched_by = time.monotonic() + _FETCH_S
+            while self._open and time.monotonic() < fetched_by:
+                await asyncio.sleep(0.01)
             await asyncio.to_thread(self._engine.close)
 
     @property

@@ -316,8 +316,18 @@ class RemoteEngine:
             )
         with self._connecting:
             if self._keeper is None:
-                self._connection = self._connection or RayConnection(self._ray_address)
+                self._connection = self._connection or self._enter()
                 self._keeper = self._find()
+
+    def _enter(self) -> RayConnection:
+        try:
+            return RayConnection(self._ray_address)
+        except ConnectionError as error:
+            raise PoolError(
+                f"There is no Ray cluster at {self._ray_address!r} to look for the pool "
+                f"{self.name!r} in ({str(error).strip()}). Call ray.init first, set RAY_ADDRESS, "
+                "or pass ray_address."
+            ) from error
 
     def _find(self) -> Any:
         deadline = time.monotonic() + self._timeout_s
