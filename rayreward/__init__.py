@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayreward._version import __version__
 
 if TYPE_CHECKING:
-    from rayreward.config import JobConfig, ModelConfig, PoolConfig
+    from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig
     from rayreward.determinism import DeterminismReport
     from rayreward.errors import (
         ConfigError,
@@ -51,11 +51,12 @@ __all__ = [
     "RayRewardError",
     "RewardPool",
     "Scorer",
+    "SharingConfig",
     "__version__",
 ]
 
 _HOME = {
-    "config": ("JobConfig", "ModelConfig", "PoolConfig"),
+    "config": ("JobConfig", "ModelConfig", "PoolConfig", "SharingConfig"),
     "determinism": ("DeterminismReport",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "fingerprint": ("Fingerprint",),

@@ -132,13 +132,6 @@ class PoolConfig:
     """The most of an actor's time that looking at its weights again may take while it works. What
     it did since the last look counts only after the next. 0: never."""
 
-    max_wait_ms: float = 5.0
-    """Of a pool with a name: how long a text waits for others, so that they are scored together,
-    while there are too few of them to keep an actor busy."""
-
-    max_queued_rows: int = 8_192
-    """Of a pool with a name: how many texts may wait. More are refused: callers try again."""
-
     ray_address: str | None = None
     """Ray cluster to connect to ("auto": the one on this machine). None: RAY_ADDRESS, or else a
     private one in this process's care."""
@@ -163,11 +156,6 @@ class PoolConfig:
             )
         _check_positive("placement_timeout_s", self.placement_timeout_s)
         _check_positive("silent_after_s", self.silent_after_s)
-        _check(
-            _is_number(self.max_wait_ms) and 0 <= self.max_wait_ms <= 60_000,
-            f"max_wait_ms={self.max_wait_ms!r} must be a number from 0 to 60,000.",
-        )
-        _check_int("max_queued_rows", self.max_queued_rows, at_least=1)
         if self.label_selector is not None:
             _check(
                 isinstance(self.label_selector, Mapping)
@@ -182,6 +170,41 @@ class PoolConfig:
             f"recheck_share={self.recheck_share!r} is not between 0 and 1: it is a share of the "
             "time.",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharingConfig:
+    """Who else may use a pool, and how it serves many callers."""
+
+    name: str | None = None
+    """By which others find the pool in its Ray cluster. None: they can't."""
+
+    lifetime: Literal["detached"] | None = None
+    """ "detached": the pool goes on when the program that opened it ends, until it is shut down."""
+
+    max_wait_ms: float = 5.0
+    """How long a text waits for others, so that they are scored together, while there are too few
+    of them to keep an actor busy."""
+
+    max_queued_rows: int = 8_192
+    """How many texts may wait. More are refused: callers try again."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            _check_text("name", self.name, "call the pool something, or leave it out")
+        _check(
+            self.lifetime in (None, "detached"),
+            f"lifetime={self.lifetime!r} must be None or 'detached'.",
+        )
+        _check(
+            self.name is not None or self.lifetime is None,
+            "lifetime='detached' needs a name: nobody could find the pool again without.",
+        )
+        _check(
+            _is_number(self.max_wait_ms) and 0 <= self.max_wait_ms <= 60_000,
+            f"max_wait_ms={self.max_wait_ms!r} must be a number from 0 to 60,000.",
+        )
+        _check_int("max_queued_rows", self.max_queued_rows, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

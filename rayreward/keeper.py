@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rayreward.config import ModelConfig, PoolConfig
+from rayreward.config import ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
 from rayreward.errors import PoolClosedError
 from rayreward.fingerprint import Fingerprint
@@ -110,14 +110,18 @@ class Keeper:
         self._failed: dict[str, int] = {}
 
     async def start(
-        self, model: ModelConfig, pool: PoolConfig, placement_group: PlacementGroup | None
+        self,
+        model: ModelConfig,
+        pool: PoolConfig,
+        sharing: SharingConfig,
+        placement_group: PlacementGroup | None,
     ) -> Held:
         """Brings the actors up; raises what `LocalEngine` raises."""
         engine = await asyncio.to_thread(LocalEngine, model, pool, placement_group)
         queue = RequestQueue(
-            max_rows=pool.max_queued_rows,
+            max_rows=sharing.max_queued_rows,
             rows_per_task=SLICE_ROWS,
-            max_wait_s=pool.max_wait_ms / 1000,
+            max_wait_s=sharing.max_wait_ms / 1000,
         )
         self._engine = engine
         self._service = Service(engine.dispatcher, queue, pool.max_attempts)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from rayreward.actor import reward_or_nan
 from rayreward.columns import check_free
-from rayreward.config import JobConfig, ModelConfig, PoolConfig
+from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
-from rayreward.errors import ConfigError, DataError, PoolError
+from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint
 from rayreward.job import PreparedJob, prepare_job
 from rayreward.keeper import Status
@@ -105,20 +105,17 @@ class RewardPool:
         recheck_share: float = 0.005,
         ray_address: str | None = None,
         label_selector: Mapping[str, str] | None = None,
-        max_wait_ms: float = 5.0,
-        max_queued_rows: int = 8_192,
         name: str | None = None,
         lifetime: Literal["detached"] | None = None,
+        max_wait_ms: float = 5.0,
+        max_queued_rows: int = 8_192,
         placement_group: PlacementGroup | None = None,
     ) -> None:
         """Starts the actors and checks that they hold the same model.
 
-        The arguments are the fields of `ModelConfig` and `PoolConfig` (`rayreward.config`), which
-        describe them, and three more. By its `name` others find the pool (`connect`); it lives in
-        an actor of its own then, and what its callers ask at one time is scored together. With
-        `lifetime="detached"` it goes on when this program ends, until `shut_down`. In a
-        `placement_group`, reserved by the caller, the actors live, one a bundle where num_actors is
-        "auto".
+        The arguments are the fields of `ModelConfig`, `PoolConfig` and `SharingConfig`
+        (`rayreward.config`), which describe them. In a `placement_group`, reserved by the caller,
+        the actors live, one a bundle where num_actors is "auto".
 
         Raises:
             ConfigError: A setting is out of range.
@@ -131,16 +128,20 @@ class RewardPool:
         self._start(
             ModelConfig(model=os.fspath(model), **_fields_of(ModelConfig, settings)),
             PoolConfig(**_fields_of(PoolConfig, settings)),
-            name,
-            lifetime,
+            SharingConfig(**_fields_of(SharingConfig, settings)),
             placement_group,
         )
 
     @classmethod
-    def from_config(cls, model: ModelConfig, pool: PoolConfig | None = None) -> Self:
+    def from_config(
+        cls,
+        model: ModelConfig,
+        pool: PoolConfig | None = None,
+        sharing: SharingConfig | None = None,
+    ) -> Self:
         """Like the constructor, from configs."""
         self = cls.__new__(cls)
-        self._start(model, pool or PoolConfig(), None, None, None)
+        self._start(model, pool or PoolConfig(), sharing or SharingConfig(), None)
         return self
 
     @classmethod
@@ -170,26 +171,13 @@ class RewardPool:
         self,
         model: ModelConfig,
         pool: PoolConfig,
-        name: str | None,
-        lifetime: Literal["detached"] | None,
+        sharing: SharingConfig,
         placement_group: PlacementGroup | None,
     ) -> None:
-        if lifetime not in (None, "detached"):
-            raise ConfigError(f"lifetime={lifetime!r} must be None or 'detached'.")
-        if name is None:
-            if lifetime:
-                raise ConfigError(
-                    "lifetime='detached' needs a name: nobody could find the pool again without."
-                )
+        if sharing.name is None:
             self._engine = LocalEngine(model, pool, placement_group)
         else:
-            self._engine = RemoteEngine.create(
-                name,
-                detached=lifetime == "detached",
-                model=model,
-                pool=pool,
-                placement_group=placement_group,
-            )
+            self._engine = RemoteEngine.create(sharing.name, model, pool, sharing, placement_group)
 
     @property
     def actors(self) -> list[ActorHandle[Any]]:

@@ -24,7 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayreward.columns import reward_columns
-from rayreward.config import ModelConfig, PoolConfig
+from rayreward.config import ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
 from rayreward.errors import PoolBusyError, PoolClosedError, PoolError, PoolTimeoutError
 from rayreward.fingerprint import Fingerprint
@@ -83,10 +83,9 @@ class RemoteEngine:
     def create(
         cls,
         name: str,
-        *,
-        detached: bool,
         model: ModelConfig,
         pool: PoolConfig,
+        sharing: SharingConfig,
         placement_group: PlacementGroup | None,
     ) -> RemoteEngine:
         """Brings up a keeper with its actors.
@@ -102,7 +101,7 @@ class RemoteEngine:
             options: dict[str, Any] = {
                 "name": name,
                 "namespace": NAMESPACE,
-                "lifetime": "detached" if detached else None,
+                "lifetime": sharing.lifetime,
                 "num_cpus": 0,
                 "max_restarts": 0,  # it would come back with the weights that it began with
                 "max_concurrency": _CALLS_AT_ONCE,
@@ -116,11 +115,11 @@ class RemoteEngine:
                     f"with RewardPool.connect({name!r}), or choose another name."
                 ) from error
             try:
-                engine._do("start", model, pool, placement_group)
+                engine._do("start", model, pool, sharing, placement_group)
             except BaseException:
                 ray.kill(engine._keeper)
                 raise
-            engine._owns = not detached
+            engine._owns = sharing.lifetime is None
             return engine
         except BaseException:
             engine.close()

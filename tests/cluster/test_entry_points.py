@@ -114,10 +114,11 @@ def test_fingerprint_command_prints_what_a_pool_would_hold(tiny_model: str) -> N
 @contextlib.contextmanager
 def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
     """A local head node with job submission and token authentication, started by its command."""
-    with socket.socket() as gcs, socket.socket() as dashboard:
-        gcs.bind(("127.0.0.1", 0))
-        dashboard.bind(("127.0.0.1", 0))
-        ports = [gcs.getsockname()[1], dashboard.getsockname()[1]]
+    # the agent's too: another cluster on this machine may have its default port
+    named = ("port", "dashboard-port", "dashboard-agent-listen-port")
+    with contextlib.ExitStack() as sockets:
+        free = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in named]
+        ports = [found.getsockname()[1] for found in free]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -130,7 +131,7 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
         with log.open("w") as out:
             head = subprocess.Popen(
                 [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={scratch}/ray"]
-                + [f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
+                + [f"--{name}={port}" for name, port in zip(named, ports, strict=True)]
                 + ["--min-worker-port=0", "--max-worker-port=0"],
                 env=environment,
                 stdout=out,
@@ -153,9 +154,12 @@ def test_ray_job_submit_scores_on_a_running_cluster(
     with ray_head() as (address, environment):
         settings: Any = {"env": environment, "capture_output": True, "text": True}
         run = functools.partial(subprocess.run, timeout=240, check=False, **settings)
-        done = run([*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")])
-        while "No available agent" in done.stderr:  # a head takes jobs a while after its start
+        deadline = time.monotonic() + 120
+        while True:
             done = run([*submit, address, *job, *flags(tiny_model, dataset, tmp_path / "out")])
+            # a head takes jobs a while after its start
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                break
         assert done.returncode == 0, done.stdout + done.stderr
         assert "untrained: drawn from seed 42" in done.stdout
         assert "144/144 rows (100 %)" in done.stdout

@@ -320,6 +320,7 @@ FLAGS = [
     "dtype",
     "head",
     "head_sync",
+    "label_selector",
     "max_attempts",
     "max_batch_tokens",
     "max_failed_rows",

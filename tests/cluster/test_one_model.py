@@ -69,9 +69,7 @@ def other_seed_for(wrong: Callable[[int], bool]) -> Callable[[RayFleet, int], No
     """Another seed for some actors, as if their machines drew other bits."""
 
     def change(fleet: RayFleet, actor: int) -> None:
-        config, *rest = fleet._args
-        seed = 43 if wrong(actor) else 42
-        fleet._args = (dataclasses.replace(config, seed=seed), *rest)  # type: ignore[assignment]
+        fleet.model = dataclasses.replace(fleet.model, seed=43 if wrong(actor) else 42)
 
     return change
 
@@ -209,9 +207,7 @@ def test_g1_trained_head_is_never_overwritten_by_another_actors(
     bad = make_checkpoint(tmp_path / "bad", head=True, weights_seed=2)
 
     def change(fleet: RayFleet, actor: int) -> None:
-        config, *rest = fleet._args
-        model = str(bad if actor == 2 else good)
-        fleet._args = (dataclasses.replace(config, model=model), *rest)  # type: ignore[assignment]
+        fleet.model = dataclasses.replace(fleet.model, model=str(bad if actor == 2 else good))
 
     start_with(monkeypatch, change)
     with pytest.raises(DeterminismError, match="actor 2: head"):

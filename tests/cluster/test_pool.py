@@ -24,6 +24,7 @@ from rayreward import (
     PoolConfig,
     RewardPool,
     Scorer,
+    SharingConfig,
 )
 from rayreward.types import Reward, Text
 
@@ -204,7 +205,9 @@ def test_closed_pool_says_so(ray_cluster: Any, tiny_model: str) -> None:
 
 def test_constructor_has_the_configs_fields_and_defaults() -> None:
     parameters = inspect.signature(RewardPool.__init__).parameters
-    fields = [*dataclasses.fields(ModelConfig), *dataclasses.fields(PoolConfig)]
+    configs = (ModelConfig, PoolConfig, SharingConfig)
+    fields = [field for config in configs for field in dataclasses.fields(config)]
     expected = {field.name: field.default for field in fields if field.name != "model"}
+    expected["placement_group"] = None
     found = {name: p.default for name, p in parameters.items() if name not in ("self", "model")}
     assert found == expected

@@ -27,6 +27,7 @@ HEAVY = {
     "loading",
     "local",
     "model",
+    "fusing",
     "packing",
     "oom",
     "pool",
