@@ -1,4 +1,4 @@
-"""fusing: the same results as transformers' modules, in one pass, and only where they are the same."""
+"""fusing: results like those of transformers' modules, in one pass, only where they are alike."""
 
 from __future__ import annotations
 
