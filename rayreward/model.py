@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 
 from rayreward.attention import Kernel, on_device
 from rayreward.flat import ROWS_MULTIPLE, lay_out, run
-from rayreward.fusing import fuse
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers
@@ -76,7 +75,6 @@ class RewardModel:
         if self.layout == "flat" and self.device.type == "cpu":
             prefix = module.base_model_prefix
             pack_linear_layers(module, lambda name: not is_head(name, prefix))
-            self._fuse()
 
     @property
     def attention(self) -> str:
@@ -174,15 +172,6 @@ class RewardModel:
             if self._comes_close(groups, expected):
                 return True
         return False
-
-    @torch.inference_mode()
-    def _fuse(self) -> None:
-        """Fuses what stands between the products, where rewards stay what they are."""
-        groups = trial_groups(self)
-        expected = self._pooled_flat(groups).float()
-        undo = fuse(self._module)
-        if not self._comes_close(groups, expected):
-            undo()
 
     def _kernels(self) -> tuple[Kernel, ...]:
         """What could compute attention here, the fastest first."""

@@ -24,24 +24,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = tuple(Path(__file__).parent / f"{name}.cpp" for name in ("attention", "elementwise"))
-HEADER = Path(__file__).parent / "vectors.h"
+SOURCE = Path(__file__).parent / "attention.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE_S = 120.0
 """A compiler that takes longer has failed."""
 
-_INT, _INT64, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-_ARGUMENTS = {
-    "attention": (
-        *(_INT, *5 * [_POINTER], *4 * [_INT64], *3 * [_POINTER]),
-        *(_INT64, _FLOAT, _FLOAT, _INT64, _INT, _INT),
-    ),
-    "rms_norm": (_INT, *3 * [_POINTER], _INT64, _INT64, _FLOAT, _INT),
-    "silu_times": (_INT, *3 * [_POINTER], _INT64, _INT),
-    "rotate": (_INT, *5 * [_POINTER], *3 * [_INT64], _INT),
-}
-"""Of the functions, by what follows `rayreward_` in their names."""
+_ARGUMENTS = (
+    (ctypes.c_int,)
+    + 5 * (ctypes.c_void_p,)
+    + 4 * (ctypes.c_int64,)
+    + 3 * (ctypes.c_void_p,)
+    + (ctypes.c_int64, ctypes.c_float, ctypes.c_float, ctypes.c_int64)
+    + 2 * (ctypes.c_int,)
+)
 
 
 class NoKernels(Exception):
@@ -50,21 +46,15 @@ class NoKernels(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The compiled kernels. They run without the interpreter's lock.
+    """The compiled kernels.
 
     Attributes:
         identity: Stands for their source, compiler and instructions: 12 hexadecimal digits.
-        attention: `rayreward_attention` of `attention.cpp`.
-        rms_norm: `rayreward_rms_norm` of `elementwise.cpp`.
-        silu_times: `rayreward_silu_times` of `elementwise.cpp`.
-        rotate: `rayreward_rotate` of `elementwise.cpp`.
+        attention: `rayreward_attention` of `attention.cpp`. It runs without the interpreter's lock.
     """
 
     identity: str
     attention: Callable[..., None]
-    rms_norm: Callable[..., None]
-    silu_times: Callable[..., None]
-    rotate: Callable[..., None]
 
 
 @cache
@@ -85,7 +75,7 @@ def load_kernels() -> Kernels:
     compiler = _compiler()
     identity = _identity(compiler)
     with _cache() as folder:
-        library = folder / f"kernels-{identity}.so"
+        library = folder / f"{SOURCE.stem}-{identity}.so"
         with _alone(folder):
             if not library.exists():
                 _compile(compiler, library)
@@ -93,10 +83,9 @@ def load_kernels() -> Kernels:
             loaded = ctypes.CDLL(str(library))
         except OSError as error:
             raise NoKernels(f"{library} can't be loaded: {error}. Remove it.") from error
-    functions: dict[str, Any] = {n: getattr(loaded, f"rayreward_{n}") for n in _ARGUMENTS}
-    for name, function in functions.items():
-        function.argtypes, function.restype = _ARGUMENTS[name], None
-    return Kernels(identity, **functions)
+    attention: Any = loaded.rayreward_attention
+    attention.argtypes, attention.restype = _ARGUMENTS, None
+    return Kernels(identity, attention)
 
 
 def _compiler() -> str:
@@ -108,16 +97,15 @@ def _compiler() -> str:
 
 
 def _identity(compiler: str) -> str:
-    """Of the sources and of all that the compiler says of itself and of its target."""
+    """Of the source and of all that the compiler says of itself and of its target."""
     macros = _run(compiler, *FLAGS[:3], "-fopenmp", "-dM", "-E", "-x", "c++", os.devnull)
-    sources = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
-    return hashlib.sha256(sources + repr(FLAGS).encode() + macros).hexdigest()[:12]
+    return hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + macros).hexdigest()[:12]
 
 
 def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
-        _run(compiler, *FLAGS, *map(str, SOURCES), "-o", str(made))
+        _run(compiler, *FLAGS, str(SOURCE), "-o", str(made))
         made.replace(library)
 
 

@@ -27,7 +27,6 @@ HEAVY = {
     "loading",
     "local",
     "model",
-    "fusing",
     "packing",
     "oom",
     "pool",
