@@ -6,10 +6,15 @@ Does not know torch, Ray or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from rayreward.types import Group
+
+_WORTH_SHARING = 8
+"""Tokens. Texts with fewer in common, such as the one that all begin with, are computed apart."""
 
 
 def make_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
@@ -35,12 +40,55 @@ def make_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int
     return batches
 
 
-def share_prefix(texts: Sequence[tuple[int, ...]]) -> Group:
-    """Makes a group of texts: their longest common start, and what is left of each."""
-    first, last = min(texts), max(texts)  # what these two have in common, all have
-    pairs = zip(first, last, strict=False)
-    prefix = first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
-    return Group(prefix, tuple(text[len(prefix) :] for text in texts))
+def share_prefixes(texts: Iterable[tuple[int, ...]]) -> list[Group]:
+    """Groups texts that begin alike, so that few tokens are left to compute.
+
+    Args:
+        texts: Token ids, each text once, in any order.
+
+    Returns:
+        Groups of neighbours in the order of their ids; each text is in one of them.
+    """
+    ordered = sorted(texts)
+    common = [_common(*pair) for pair in pairwise(ordered)]
+    runs = [_Run(at, at, 0) for at in range(len(ordered))]  # that a text is the first or last of
+    groups: list[_Run] = []
+    # from the longest common start down: whatever lies within a run has more in common
+    for border in sorted(range(len(common)), key=lambda at: -common[at]):
+        left, right = runs[border], runs[border + 1]
+        apart, together = left.saved + right.saved, common[border] * (right.last - left.first)
+        run = _Run(left.first, right.last, max(apart, together))
+        if together > apart:
+            groups.append(run)
+        runs[run.first] = runs[run.last] = run
+    shared, at = [], 0
+    widest = {run.first: run for run in groups}  # later ones hold earlier ones
+    while at < len(ordered):
+        run = widest.get(at, _Run(at, at, 0))
+        shared.append(_share(ordered[at : run.last + 1]))
+        at = run.last + 1
+    return shared
+
+
+class _Run(NamedTuple):
+    """Neighbours, from the first to the last, and the tokens that grouping them saves."""
+
+    first: int
+    last: int
+    saved: int
+
+
+def _share(texts: Sequence[tuple[int, ...]]) -> Group:
+    """One group of texts in order."""
+    shared = _common(texts[0], texts[-1]) if len(texts) > 1 else 0
+    return Group(texts[0][:shared], tuple(text[shared:] for text in texts))
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Tokens that both begin with; none where they are too few to be worth it."""
+    fewer = min(len(a), len(b))
+    found = bisect_left(range(1, fewer + 1), True, key=lambda n: a[:n] != b[:n])
+    return found if found >= _WORTH_SHARING else 0
 
 
 def pack_groups(

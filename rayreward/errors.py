@@ -5,6 +5,7 @@
     ├── ModelError (ValueError)          the checkpoint can't be loaded as a reward model
     ├── DataError (ValueError)           the dataset can't be read or understood
     ├── OutputError (RuntimeError)       the output directory can't take this run
+    ├── NoRewardError (ValueError)       a text has no reward, and must have one
     └── PoolError (RuntimeError)         the actors can't do the work
         ├── PlacementError               no actor found a place in the cluster
         ├── DeterminismError             actors that must be alike are not; carries the report
@@ -45,6 +46,10 @@ class DataError(RayRewardError, ValueError):
 
 class OutputError(RayRewardError, RuntimeError):
     """The output directory can't take this run, or writing to it failed."""
+
+
+class NoRewardError(RayRewardError, ValueError):
+    """A reward could not be computed, and who asked for it has no way to say so."""
 
 
 class PoolError(RayRewardError, RuntimeError):

@@ -252,8 +252,9 @@ class RewardPool:
         """Scores a batch in memory.
 
         Args:
-            batch: Texts, records such as `{"prompt": …, "completion": …}`, or conversations
-                (lists of messages), also mixed.
+            batch: Texts, records such as `{"prompt": …, "completion": …}`, conversations (lists of
+                messages), or samples of `rayreward.types` such as `Verbatim`, also mixed. What
+                begins alike is computed once.
             timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:

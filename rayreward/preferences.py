@@ -134,14 +134,16 @@ def to_sample(item: Any) -> Sample:
     """Reads one item of an in-memory batch.
 
     Args:
-        item: A text, a conversation (a list of messages), or a record with the columns of a
-            format that has one reward a row.
+        item: A text, a conversation (a list of messages), a record with the columns of a format
+            that has one reward a row, or a sample.
 
     Raises:
         DataError: It is none of these.
     """
     if isinstance(item, str):
         return _text_sample({"text": item})
+    if isinstance(item, Sample):
+        return item
     if isinstance(item, Mapping):
         found = find_format(map(str, item))
         if found.kind is RowKind.SINGLE:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayreward.batching import make_batches, pack_groups, share_prefix
+from rayreward.batching import make_batches, pack_groups, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
@@ -122,7 +122,7 @@ class Scorer:
     def _score_encoded(
         self, encoded: Sequence[Sequence[Tokens | Failure]], time_spent: ModelTime
     ) -> list[list[Outcome]]:
-        batches = self._batches(list(self._groups(encoded)))
+        batches = self._batches(self._groups(encoded))
         values: dict[tuple[int, ...], float | None] = {}
         for batch, rewards in self._run(batches, time_spent):
             texts = (text for group in batch for text in group.texts)
@@ -153,18 +153,13 @@ class Scorer:
             if begun is not None:
                 yield begun[0], read(begun[1])
 
-    def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> Iterator[Group]:
-        """Groups of what has tokens, each text once: a group a row, or one a text, unshared."""
-        share = self._model.shares_prefixes and self._config.share_prefixes
-        seen: set[tuple[int, ...]] = set()
-        for members in encoded:
-            ids = dict.fromkeys(item.ids for item in members if isinstance(item, Tokens))
-            texts = [text for text in ids if text not in seen]
-            seen.update(texts)
-            if share and texts:
-                yield share_prefix(texts)
-            else:
-                yield from (Group((), (text,)) for text in texts)
+    def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[Group]:
+        """Groups of what has tokens, each text once; of one text where nothing is shared."""
+        found = (item for members in encoded for item in members)
+        texts = dict.fromkeys(item.ids for item in found if isinstance(item, Tokens))
+        if self._model.shares_prefixes and self._config.share_prefixes:
+            return share_prefixes(texts)
+        return [Group((), (text,)) for text in texts]
 
     def _batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
         if self._model.layout == "flat":

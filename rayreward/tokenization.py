@@ -2,7 +2,7 @@
 
 Plain text gets the EOS token where it is absent and the tokenizer's special tokens, as TRL's
 RewardTrainer does. Conversations go through the model's own chat template, which writes its
-special tokens itself. Does not know models or Ray.
+special tokens itself. What is verbatim gets only what it asks for. Does not know models or Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreward.errors import ModelError
-from rayreward.types import Conversation, Failure, Sample, Status, Text, Tokens
+from rayreward.types import Conversation, Failure, Sample, Status, Text, TokenIds, Tokens, Verbatim
 
 
 class Tokenizer:
@@ -40,18 +40,18 @@ class Tokenizer:
         Raises:
             ModelError: There are conversations but the model has no chat template.
         """
-        rendered = [(isinstance(sample, Text), self._render(sample)) for sample in samples]
-        encoded: dict[tuple[bool, str | Failure], Tokens | Failure] = {}
-        for plain in (True, False):
+        rendered = [(_special(sample), self._render(sample)) for sample in samples]
+        encoded: dict[tuple[bool, str], Tokens | Failure] = {}
+        for special in (True, False):
             texts = dict.fromkeys(
-                text for kind, text in rendered if kind is plain and isinstance(text, str)
+                text for added, text in rendered if added is special and isinstance(text, str)
             )
             encoded.update(
-                ((plain, text), tokens)
-                for text, tokens in zip(texts, self._tokenize(list(texts), plain), strict=True)
+                ((special, text), tokens)
+                for text, tokens in zip(texts, self._tokenize(list(texts), special), strict=True)
             )
         return [
-            text if isinstance(text, Failure) else encoded[kind, text] for kind, text in rendered
+            encoded[special, text] if isinstance(text, str) else text for special, text in rendered
         ]
 
     def _tokenize(self, texts: list[str], special: bool) -> list[Tokens | Failure]:
@@ -67,11 +67,24 @@ class Tokenizer:
             )
         return list(map(self._fit, ids["input_ids"], ids["special_tokens_mask"]))
 
-    def _render(self, sample: Sample) -> str | Failure:
-        if isinstance(sample, Failure):
-            return sample
+    def _render(self, sample: Sample) -> str | Tokens | Failure:
+        """The text to tokenize, if there is something to."""
+        match sample:
+            case Failure():
+                return sample
+            case TokenIds(ids):
+                return self._take(ids)
         try:
-            text = self._text(sample) if isinstance(sample, Text) else self._template(sample)
+            match sample:
+                case Text(prompt, completion):
+                    # as TRL 1.16 does, RewardTrainer._prepare_dataset, add_eos
+                    text = prompt + self._with_eos(completion)
+                case Verbatim(text, ensure_eos=True):
+                    text = self._with_eos(text)
+                case Verbatim(text):
+                    pass
+                case Conversation():
+                    text = self._template(sample)
             text.encode()
         except UnicodeEncodeError as error:
             return Failure(Status.MALFORMED, f"the text can't be written as UTF-8: {error}")
@@ -79,10 +92,18 @@ class Tokenizer:
             return Failure(Status.MALFORMED, str(error))
         return text
 
-    def _text(self, sample: Text) -> str:
-        """Appends EOS where absent. Source: TRL 1.16, RewardTrainer._prepare_dataset, add_eos."""
-        ending = "" if sample.completion.endswith(self._eos) else self._eos
-        return sample.prompt + sample.completion + ending
+    def _with_eos(self, text: str) -> str:
+        return text if text.endswith(self._eos) else text + self._eos
+
+    def _take(self, ids: tuple[int, ...]) -> Tokens | Failure:
+        """Token ids as they came."""
+        unknown = next((token for token in ids if not 0 <= token < len(self.hf)), None)
+        if unknown is not None:
+            return Failure(
+                Status.MALFORMED,
+                f"token {unknown} is none of the tokenizer's, which are 0 to {len(self.hf) - 1}",
+            )
+        return self._fit(list(ids), [0] * len(ids))
 
     def _template(self, sample: Conversation) -> str:
         if not self.hf.chat_template:
@@ -113,6 +134,11 @@ class Tokenizer:
             detail = f"{len(ids)} tokens are more than max_length={self.max_length}"
             return Failure(Status.TOO_LONG, detail, tokens=len(ids))
         return Tokens(tuple(truncate(ids, special, self.max_length, self._truncation)), len(ids))
+
+
+def _special(sample: Sample) -> bool:
+    """Whether the tokenizer adds its special tokens."""
+    return isinstance(sample, Text) or (isinstance(sample, Verbatim) and sample.add_special_tokens)
 
 
 class _TemplateRefused(ValueError):

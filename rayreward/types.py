@@ -64,7 +64,29 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-Sample = Text | Conversation | Failure
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """Text that somebody else has written out, in a chat template, say: tokenized as it is.
+
+    Attributes:
+        text: With its special tokens written out.
+        add_special_tokens: Whether the tokenizer adds those that it puts around a text.
+        ensure_eos: Whether the text gets the EOS token where it does not end with it.
+    """
+
+    text: str
+    add_special_tokens: bool = False
+    ensure_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """What the model is to see, in the ids of its own tokenizer."""
+
+    ids: tuple[int, ...]
+
+
+Sample = Text | Conversation | Verbatim | TokenIds | Failure
 """What gets one reward, or the reason why it won't."""
 
 

@@ -16,7 +16,6 @@ from tiny import CONFIGS, ENCODERS, FLAT, NOT_FLAT, make_checkpoint
 from transformers import AutoModelForSequenceClassification
 
 from rayreward import ModelConfig, Scorer
-from rayreward.batching import share_prefix
 from rayreward.checkpoint import open_checkpoint
 from rayreward.flat import lay_out
 from rayreward.head import is_head
@@ -226,8 +225,7 @@ def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> Non
 
 
 def test_lay_out_holds_each_shared_token_once() -> None:
-    group = share_prefix([(5, 6, 7, 8), (5, 6, 9), (5, 6)])
-    assert group == Group((5, 6), ((7, 8), (9,), ()))
+    group = Group((5, 6), ((7, 8), (9,), ()))
     stream = lay_out([group, Group((), ((4,),))], 0, CPU)
     assert stream.ids[0].tolist() == [5, 6, 7, 8, 9, 4] + [0] * 10
     assert stream.positions[0, :6].tolist() == [0, 1, 2, 3, 2, 0]

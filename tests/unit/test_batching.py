@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayreward.batching import make_batches
+from rayreward import batching
+from rayreward.batching import make_batches, share_prefixes
+from rayreward.types import Group
 
 LENGTHS = st.lists(st.integers(min_value=1, max_value=64), max_size=48)
 BUDGET = st.integers(min_value=1, max_value=256)
@@ -75,3 +79,40 @@ def test_batching_is_deterministic() -> None:
 @pytest.mark.parametrize("budget", [1, 2048])
 def test_batching_of_nothing_is_nothing(budget: int) -> None:
     assert make_batches([], budget) == []
+
+
+TOKENS = st.lists(st.integers(min_value=1, max_value=2), min_size=1, max_size=12).map(tuple)
+
+
+def _tokens(group: Group) -> int:
+    return len(group.prefix) + sum(map(len, group.branches))
+
+
+@QUICK
+@given(texts=st.sets(TOKENS, max_size=8))
+def test_sharing_holds_each_text_once_and_leaves_few_tokens(texts: set[tuple[int, ...]]) -> None:
+    with patch.object(batching, "_WORTH_SHARING", 1):
+        groups = share_prefixes(texts)
+    ordered = sorted(texts)
+    assert [text for group in groups for text in group.texts] == ordered
+    left = sum(map(_tokens, groups))
+    assert left <= sum(map(len, ordered))
+    assert not ordered or left <= _one_group(ordered)
+
+
+def _one_group(texts: list[tuple[int, ...]]) -> int:
+    shared = len(os.path.commonprefix(texts))  # noqa: RUF071 - of any sequences
+    return shared + sum(len(text) - shared for text in texts)
+
+
+def test_sharing_finds_completions_of_a_prompt_wherever_they_stand() -> None:
+    system = tuple(range(20))
+    a, b = (*system, *range(100, 200)), (*system, *range(200, 300))
+    texts = [(*a, 1), (*b, 1), (*a, 2), (*b, 2), (*a, 3)]
+    found = {group.prefix: sorted(group.branches) for group in share_prefixes(texts)}
+    assert found == {a: [(1,), (2,), (3,)], b: [(1,), (2,)]}
+
+
+def test_sharing_leaves_a_few_tokens_in_common_alone() -> None:
+    groups = share_prefixes([(1, 2, 3, 4), (1, 2, 5, 6)])
+    assert groups == [Group((), ((1, 2, 3, 4),)), Group((), ((1, 2, 5, 6),))]
