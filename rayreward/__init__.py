@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayreward._version import __version__
 
 if TYPE_CHECKING:
-    from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig
+    from rayreward.config import JobConfig, ModelConfig, PoolConfig, ServeConfig, SharingConfig
     from rayreward.determinism import DeterminismReport
     from rayreward.errors import (
         ConfigError,
@@ -53,12 +53,13 @@ __all__ = [
     "RayRewardError",
     "RewardPool",
     "Scorer",
+    "ServeConfig",
     "SharingConfig",
     "__version__",
 ]
 
 _HOME = {
-    "config": ("JobConfig", "ModelConfig", "PoolConfig", "SharingConfig"),
+    "config": ("JobConfig", "ModelConfig", "PoolConfig", "ServeConfig", "SharingConfig"),
     "determinism": ("DeterminismReport",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "fingerprint": ("Fingerprint",),

@@ -1,8 +1,8 @@
 """The command line, generated from the configs: a field's name is its flag.
 
-Exit codes: 0 done; 1 the work failed, or an output is not what it says; 2 a setting, the model or
-the data is wrong; 3 done, but more rows than allowed have no reward; 130 and 143 ended by Ctrl-C or
-SIGTERM, to be resumed.
+Exit codes: 0 done, or a server told to end; 1 the work failed, or an output is not what it says;
+2 a setting, the model or the data is wrong; 3 done, but more rows than allowed have no reward;
+130 and 143 ended by Ctrl-C or SIGTERM, to be resumed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +20,7 @@ from typing import Annotated
 import tyro
 
 from rayreward import signals
-from rayreward.config import JobConfig, ModelConfig, PoolConfig
+from rayreward.config import JobConfig, ModelConfig, PoolConfig, ServeConfig, SharingConfig
 from rayreward.errors import ConfigError, DataError, Interrupted, ModelError, RayRewardError
 
 _FAILED, _WRONG, _INCOMPLETE, _SIGNALLED = 1, 2, 3, 128
@@ -49,6 +50,39 @@ class Score:
             )
             return _INCOMPLETE
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve rewards over HTTP from a pool, until Ctrl-C or SIGTERM: rayreward serve MODEL."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelConfig]
+    serve: tyro.conf.OmitArgPrefixes[ServeConfig]
+    pool: tyro.conf.OmitArgPrefixes[PoolConfig]
+    sharing: tyro.conf.OmitArgPrefixes[SharingConfig]
+
+    def run(self) -> int:
+        try:
+            from rayreward.serve import check_reach, serving
+        except ImportError as error:
+            raise ConfigError(f"{error}: pip install 'rayreward[serve]'") from error
+        from rayreward.pool import RewardPool
+
+        check_reach(self.serve)  # before a model is loaded for nothing
+        name = self.sharing.name or "rayreward"
+        sharing = dataclasses.replace(self.sharing, name=name)
+        try:
+            with (
+                RewardPool.from_config(self.model, self.pool, sharing) as pool,
+                serving(name, self.serve) as url,
+            ):
+                held = f"{self.model.model} (head {pool.fingerprint.head[:12]})"
+                print(f"serving {held} as pool {name!r} on {url}; {url}/docs says how", flush=True)
+                while True:
+                    signals.check()
+                    time.sleep(0.1)
+        except Interrupted:
+            return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +123,12 @@ class Verify:
         return 0 if verification.ok else _FAILED
 
 
-_COMMANDS = {"score": Score, "fingerprint": PrintFingerprint, "verify": Verify}
+_COMMANDS = {
+    "score": Score,
+    "serve": Serve,
+    "fingerprint": PrintFingerprint,
+    "verify": Verify,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         print(_usage())
         return 0 if name in ("-h", "--help") else _WRONG
+    if command is Serve and flags and not flags[0].startswith("-"):
+        flags = ["--model", *flags]
     return _guarded(lambda: tyro.cli(command, prog=f"rayreward {name}", args=flags).run())
 
 

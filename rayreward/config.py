@@ -250,6 +250,36 @@ class JobConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """Where a pool is served over HTTP, and for whom."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Others than this machine's own need a token."""
+
+    port: int = 8000
+    """Port to listen on."""
+
+    token_file: str | None = None
+    """File with the token that requests must carry, as "Authorization: Bearer TOKEN". None: the
+    environment variable RAYREWARD_TOKEN has it, or anybody on this machine may ask."""
+
+    max_body_mb: float = 16.0
+    """The largest body of a request, in MiB."""
+
+    timeout_s: float = 600.0
+    """Seconds that a request may take. After that it is dropped, and answered with 504."""
+
+    drain_s: float = 60.0
+    """Seconds to go on answering what has been asked, when the server is told to end."""
+
+    def __post_init__(self) -> None:
+        _check_text("host", self.host, "pass an address, such as 127.0.0.1")
+        _check_int("port", self.port, at_least=1, at_most=65_535)
+        for name in ("max_body_mb", "timeout_s", "drain_s"):
+            _check_positive(name, getattr(self, name))
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)

@@ -1,0 +1,125 @@
+"""The service on Ray Serve: started, and ended when it has answered what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+
+from rayreward.config import ServeConfig
+from rayreward.errors import ConfigError, PoolError
+from rayreward.serve.app import Settings, make_app
+from rayreward.serve.guard import digest
+
+TOKEN = "RAYREWARD_TOKEN"
+"""Environment variable with the token, where no file has it."""
+
+_AT_ONCE = 4_096
+"""Requests that may be under way; the pool's queue is bounded by texts."""
+
+
+def application(pool: str, config: ServeConfig | None = None) -> serve.Application:
+    """The service for one pool, to be run beside others: `serve.run(application("rm"))`.
+
+    Args:
+        pool: Name of the pool.
+        config: `host`, `port` and `drain_s` are for Ray Serve to decide there.
+
+    Raises:
+        ConfigError: The token can't be read.
+    """
+    config = config or ServeConfig()
+    token = read_token(config)
+    settings = Settings(
+        pool=pool,
+        token=None if token is None else digest(token),
+        max_bytes=int(config.max_body_mb * 2**20),
+        timeout_s=config.timeout_s,
+    )
+    deployment: Any = serve.deployment(
+        name="rayreward",
+        max_ongoing_requests=_AT_ONCE,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0},
+    )
+
+    def build() -> Any:  # in the replica; Ray Serve knows a builder by its being a function
+        return make_app(settings)
+
+    service: Any = serve.ingress(build)
+    bound: serve.Application = deployment(service()).bind()
+    return bound
+
+
+@contextlib.contextmanager
+def serving(pool: str, config: ServeConfig) -> Iterator[str]:
+    """Serves a pool over HTTP; yields the URL. In the end what was asked is still answered.
+
+    Args:
+        pool: Name of the pool. Ray runs already.
+        config: Where, and for whom.
+
+    Raises:
+        ConfigError: Others could reach it, and there is no token; or the token can't be read.
+        PoolError: Ray Serve runs in this cluster already.
+    """
+    check_reach(config)
+    app = application(pool, config)
+    if serve.status().proxies:
+        raise PoolError(
+            "Ray Serve runs in this cluster already, at an address of its own. Run this beside "
+            "the others: serve.run(rayreward.serve.application(NAME), name=…, route_prefix=…)."
+        )
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=65),
+    )
+    try:
+        serve.run(app, name="rayreward")
+        yield f"http://{config.host}:{config.port}"
+    finally:
+        serve.shutdown()
+
+
+def check_reach(config: ServeConfig) -> None:
+    """Refuses to serve to others without a token.
+
+    Raises:
+        ConfigError: Others could reach the server, and there is no token; or it can't be read.
+    """
+    if read_token(config) is None and not _is_loopback(config.host):
+        raise ConfigError(
+            f"Others can reach host={config.host!r}, and there is no token that they would have to "
+            f"know. Write one to a file for --token-file, set {TOKEN}, or serve on 127.0.0.1."
+        )
+
+
+def read_token(config: ServeConfig) -> str | None:
+    """The token that requests must carry, if there is one.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
+    if config.token_file is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = Path(config.token_file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token_file={config.token_file!r} can't be read: {error}.") from error
+    if not token:
+        raise ConfigError(f"token_file={config.token_file!r} is empty: write a token into it.")
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
