@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from rayreward.serve.guard import digest
 
 TOKEN = "RAYREWARD_TOKEN"
 """Environment variable with the token, where no file has it."""
+
+_APP = "rayreward"
 
 _AT_ONCE = 4_096
 """Requests that may be under way; the pool's queue is bounded by texts."""
@@ -43,7 +46,7 @@ def application(pool: str, config: ServeConfig | None = None) -> serve.Applicati
         timeout_s=config.timeout_s,
     )
     deployment: Any = serve.deployment(
-        name="rayreward",
+        name=_APP,
         max_ongoing_requests=_AT_ONCE,
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -82,10 +85,19 @@ def serving(pool: str, config: ServeConfig) -> Iterator[str]:
         http_options=HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=65),
     )
     try:
-        serve.run(app, name="rayreward")
+        serve.run(app, name=_APP)
         yield f"http://{config.host}:{config.port}"
     finally:
+        _drain(config.drain_s)
         serve.shutdown()
+
+
+def _drain(drain_s: float) -> None:
+    """Ends the replica once it has answered, while the proxy can still pass its answers on."""
+    serve.delete(_APP, _blocking=False)
+    deadline = time.monotonic() + drain_s + 5  # by then Ray Serve has ended it
+    while _APP in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def check_reach(config: ServeConfig) -> None:

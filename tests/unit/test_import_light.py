@@ -32,6 +32,7 @@ HEAVY = {
     "pool",
     "remote",
     "scorer",
+    "serve",
     "verification",
 }
 """The modules that work with torch or Ray; every other one must not need either."""
