@@ -114,6 +114,16 @@ def test_trl_is_told_none_where_there_is_no_reward() -> None:
     assert talks[1] is None
 
 
+@pytest.mark.peers
+def test_example_trains_with_a_pool_of_its_own(model: str, examples: Path, tmp_path: Path) -> None:
+    policy = str(make_checkpoint(tmp_path / "policy", shape={"max_position_embeddings": 1_024}))
+    command = [sys.executable, str(examples / "grpo_with_pool.py"), "--steps", "1"]
+    command += ["--policy", policy, "--reward-model", policy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step 1: mean reward " in done.stdout
+
+
 # OpenRLHF 0.11.2, openrlhf/utils/agent.py: SingleTurnAgentExecutor loads a path, calls in threads
 
 
