@@ -2,9 +2,10 @@
 
     python benchmarks/load.py [--clients 64] [--minutes 10]
 
-On a local Ray, loopback only: a pool with one actor on two CPUs, served by Ray Serve; SmolLM2-135M-
-Instruct with a head drawn from seed 42; both texts of pairs of hh-harmless-test where they lie beside
-the checkout, else of the example pairs. Clients, server and model share the machine.
+On a local Ray, loopback only: a pool with one actor on two CPUs, served by Ray Serve. The model is
+SmolLM2-135M-Instruct with a head drawn from seed 42; the texts are both sides of the pairs of
+hh-harmless-test where they lie beside the checkout, else of the example pairs. Clients, server and
+model share the machine.
 
 - **offline**: `pool.score` on 256 texts at a time, before and after the load, in tokens a second;
 - **load**: the clients ask `/reward`, each for its next text when it has the last one's reward;
@@ -79,8 +80,9 @@ def main() -> None:
     }
     write(arguments.result, result)
     print(
-        f"{load['tokens_per_s']} tokens/s by {arguments.clients} clients, {result['of_offline']:.0%}"
-        f" of {rate:.1f} offline; {load['requests']} requests, {load['errors']} errors; "
+        f"{load['tokens_per_s']} tokens/s by {arguments.clients} clients, "
+        f"{result['of_offline']} of {rate:.1f} offline; "
+        f"{load['requests']} requests, {load['errors']} errors; "
         f"p50 {load['p50_s']} s, p99 {load['p99_s']} s\n"
         f"memory in MB, first and last third: {load['memory_mb']}\n"
         f"actor killed: {result['actor_killed']}"
