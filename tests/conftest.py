@@ -15,6 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 # and for Ray's workers, which import a test's module to find a function that it sends them
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
+# Hundreds of processes start here: they find the package compiled, and no cluster starts idle ones.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_enable_worker_prestart", "0")
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no such service to wait for
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

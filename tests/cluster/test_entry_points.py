@@ -36,7 +36,7 @@ def flags(model: str, dataset: Path | str, output: Path) -> list[str]:
 
 def many_texts(path: Path) -> Path:
     """Enough rows that a signal comes in the middle."""
-    table = pa.table({"text": [f"Answer {n} " + "is fine. " * (n % 20) for n in range(8_000)]})
+    table = pa.table({"text": [f"Answer {n} " + "is fine. " * (n % 20) for n in range(5_000)]})
     pq.write_table(table, path)
     return path
 
