@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.util.placement_group import PlacementGroup
 
-_POLL_S = 2.0
+_POLL_S = 10.0
 """How long a call waits for an answer before it says that it takes longer."""
 
 _GONE_S = 10.0

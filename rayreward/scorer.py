@@ -5,10 +5,10 @@ An actor holds one `Scorer`; without Ray it can be used by itself. Does not know
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from types import MappingProxyType
 
 import numpy as np
@@ -122,11 +122,13 @@ class Scorer:
     def _score_encoded(
         self, encoded: Sequence[Sequence[Tokens | Failure]], time_spent: ModelTime
     ) -> list[list[Outcome]]:
-        batches = self._batches(self._groups(encoded))
-        values: dict[tuple[int, ...], float | None] = {}
-        for batch, rewards in self._run(batches, time_spent):
-            texts = (text for group in batch for text in group.texts)
-            values.update(zip(texts, rewards, strict=True))
+        values = self._values(self._groups(encoded), time_spent)
+        # a text may have lost its reward to the NaN of one that it shared its start with
+        beside = [
+            text for text, value in values.items() if value is not None and not isfinite(value)
+        ]
+        if beside and self._shares:
+            values |= self._values([Group((), (text,)) for text in beside], time_spent)
         return [
             [
                 item if isinstance(item, Failure) else _outcome(values[item.ids], item)
@@ -134,6 +136,16 @@ class Scorer:
             ]
             for group in encoded
         ]
+
+    def _values(
+        self, groups: Sequence[Group], time_spent: ModelTime
+    ) -> dict[tuple[int, ...], float | None]:
+        """What the model makes of each text; null where it does not fit into memory."""
+        values: dict[tuple[int, ...], float | None] = {}
+        for batch, rewards in self._run(self._batches(groups), time_spent):
+            texts = (text for group in batch for text in group.texts)
+            values.update(zip(texts, rewards, strict=True))
+        return values
 
     def _run(
         self, batches: Iterable[list[Group]], time_spent: ModelTime
@@ -157,9 +169,11 @@ class Scorer:
         """Groups of what has tokens, each text once; of one text where nothing is shared."""
         found = (item for members in encoded for item in members)
         texts = dict.fromkeys(item.ids for item in found if isinstance(item, Tokens))
-        if self._model.shares_prefixes and self._config.share_prefixes:
-            return share_prefixes(texts)
-        return [Group((), (text,)) for text in texts]
+        return share_prefixes(texts) if self._shares else [Group((), (text,)) for text in texts]
+
+    @property
+    def _shares(self) -> bool:
+        return self._model.shares_prefixes and self._config.share_prefixes
 
     def _batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
         if self._model.layout == "flat":
@@ -256,6 +270,6 @@ def _outcome(value: float | None, tokens: Tokens) -> Outcome:
     if value is None:
         detail = f"{len(tokens.ids)} tokens do not fit into the device's memory"
         return Failure(Status.OUT_OF_MEMORY, detail, tokens=len(tokens.ids))
-    if math.isfinite(value):
+    if isfinite(value):
         return Reward(value, len(tokens.ids), tokens.truncated)
     return Failure(Status.NOT_FINITE, f"the model answered {value}", tokens=len(tokens.ids))

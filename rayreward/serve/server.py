@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
 
 from rayreward.config import ServeConfig
 from rayreward.errors import ConfigError, PoolError
@@ -50,6 +51,7 @@ def application(pool: str, config: ServeConfig | None = None) -> serve.Applicati
         max_ongoing_requests=_AT_ONCE,
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
+        logging_config=LoggingConfig(enable_access_log=False),  # /metrics counts
         ray_actor_options={"num_cpus": 0},
     )
 

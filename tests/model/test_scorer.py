@@ -50,6 +50,26 @@ def test_score_keeps_the_rows_order(scorer: Scorer) -> None:
     )
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "none"])
+def test_nan_of_one_text_costs_no_other_its_reward(
+    kernels: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that share their start with it, which a kernel computes beside it."""
+    if kernels == "none":
+        monkeypatch.setattr("rayreward.model.find_kernels", lambda: "not here")
+    subject = Scorer.load(ModelConfig(model=tiny_model, seed=42))
+    start = "It is a long beginning that all of them have, word for word. "
+    samples = [Text(start, f"And an end: {end}") for end in ("a", "b", "Q", "c")]
+    expected = values(subject.score(samples))
+    [token] = subject._tokenizer.hf("Q", add_special_tokens=False)["input_ids"]
+    weights = subject._model._module.get_input_embeddings().weight
+    with torch.no_grad():
+        weights[token] = float("nan")
+    outcomes = subject.score(samples)
+    assert getattr(outcomes.pop(2), "status", None) is Status.NOT_FINITE
+    assert values(outcomes) == [*expected[:2], expected[3]]
+
+
 def test_score_reports_failures_in_their_places(scorer: Scorer) -> None:
     broken = Failure(Status.MALFORMED, "no")
     outcomes = scorer.score([Text("", "a"), broken, Conversation([{"role": "x", "content": ""}])])
