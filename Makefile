@@ -20,7 +20,7 @@ demo: .venv/demo
 	@$(BIN)/python examples/show.py build/demo
 
 test: .venv/dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	scripts/check

@@ -228,7 +228,7 @@ def test_actors_join_and_leave_with_their_machines(
 @pytest.mark.timeout(600)
 def test_chaos_loses_nothing_repeats_nothing_and_changes_no_byte(tmp_path: Path) -> None:
     """The short form of the benchmark."""
-    command = [sys.executable, str(CHAOS), "--kills", "3", "--rows", "400", "--seed", "1"]
+    command = [sys.executable, str(CHAOS), "--kills", "2", "--rows", "300", "--seed", "1"]
     done = subprocess.run(
         [*command, "--result", str(tmp_path / "chaos.json")], capture_output=True, text=True
     )

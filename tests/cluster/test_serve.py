@@ -190,7 +190,7 @@ def test_client_that_leaves_takes_its_work_with_it(
         leaving = raw_request(url, body)
         wait_for(lambda: pool.status.requests > 0, "the request")
         leaving.close()
-        wait_for(lambda: pool.status.requests == 0, "the request being dropped", 8)
+        wait_for(lambda: pool.status.requests == 0, "the request being dropped")
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
