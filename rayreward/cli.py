@@ -63,12 +63,13 @@ class Serve:
 
     def run(self) -> int:
         try:
-            from rayreward.serve import check_reach, serving
+            from rayreward.serve import check_free, check_reach, serving
         except ImportError as error:
             raise ConfigError(f"{error}: pip install 'rayreward[serve]'") from error
         from rayreward.pool import RewardPool
 
         check_reach(self.serve)  # before a model is loaded for nothing
+        check_free(self.serve)
         name = self.sharing.name or "rayreward"
         sharing = dataclasses.replace(self.sharing, name=name)
         try:

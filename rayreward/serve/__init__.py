@@ -4,6 +4,6 @@
 `serving(NAME, ServeConfig())` a server of its own.
 """
 
-from rayreward.serve.server import application, check_reach, serving
+from rayreward.serve.server import application, check_free, check_reach, serving
 
-__all__ = ["application", "check_reach", "serving"]
+__all__ = ["application", "check_free", "check_reach", "serving"]

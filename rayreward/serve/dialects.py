@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayreward.preferences import to_sample
 from rayreward.types import (
@@ -175,9 +175,25 @@ def _answer(outcome: Outcome) -> Answer:
 # vLLM's and SGLang's
 
 
+_NOT_HONOURED = (
+    *("truncate_prompt_tokens", "truncation_side", "dimensions", "chat_template"),
+    *("chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+)
+"""Fields of those servers that change what the model sees, or what it answers."""
+
+
 class _Inputs(Body):
     model: str | None = None
     """Echoed: a pool has one model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_would_change_the_reward(cls, body: Any) -> Any:
+        given = body if isinstance(body, Mapping) else {}
+        for name in _NOT_HONOURED:
+            if given.get(name) is not None:
+                raise ValueError(f"{name} is not supported, and would change the reward")
+        return body
 
     def _reads(self, texts: Any, special: bool) -> list[list[Sample]]:
         """One text, token ids of one, or a list of either."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,10 +73,12 @@ def serving(pool: str, config: ServeConfig) -> Iterator[str]:
         config: Where, and for whom.
 
     Raises:
-        ConfigError: Others could reach it, and there is no token; or the token can't be read.
+        ConfigError: Others could reach it, and there is no token; the token can't be read; or
+            somebody listens on the port already.
         PoolError: Ray Serve runs in this cluster already.
     """
     check_reach(config)
+    check_free(config)
     app = application(pool, config)
     if serve.status().proxies:
         raise PoolError(
@@ -113,6 +116,24 @@ def check_reach(config: ServeConfig) -> None:
             f"Others can reach host={config.host!r}, and there is no token that they would have to "
             f"know. Write one to a file for --token-file, set {TOKEN}, or serve on 127.0.0.1."
         )
+
+
+def check_free(config: ServeConfig) -> None:
+    """Refuses a port that somebody listens on: Ray Serve would share it, each with some requests.
+
+    Raises:
+        ConfigError: It is taken.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"Can't listen on {config.host}:{config.port} ({error}). End what does, or "
+                "pass another --port."
+            ) from error
 
 
 def read_token(config: ServeConfig) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from rayreward import ConfigError, ServeConfig
-from rayreward.serve import check_reach
+from rayreward.serve import check_free, check_reach
 from rayreward.serve.app import _Classify
 from rayreward.serve.dialects import (
     ClassifyBody,
@@ -71,6 +72,17 @@ def test_classify_tells_dialects_apart_by_the_body(
     read: Any = TypeAdapter(_Classify).validate_python(body)
     assert type(read) is kind
     assert read.samples() == samples
+
+
+@pytest.mark.parametrize(
+    "body", [{"input": "a"}, {"messages": TALK}, {"text": "a"}], ids=["input", "messages", "text"]
+)
+def test_fields_that_would_change_the_reward_are_refused(body: dict[str, Any]) -> None:
+    read: Any = TypeAdapter(_Classify)
+    read.validate_python({**body, "truncate_prompt_tokens": None, "user": "somebody"})
+    for name in ("truncate_prompt_tokens", "chat_template_kwargs"):
+        with pytest.raises(ValidationError, match=f"{name} is not supported"):
+            read.validate_python({**body, name: 1})
 
 
 def test_vllm_is_answered_with_the_sigmoid_unless_it_wants_none() -> None:
@@ -246,6 +258,18 @@ def test_guard_waits_for_a_body_no_longer_than_it_may_take(
     with pytest.raises(HTTPException) as caught:
         asyncio.run(ask())
     assert caught.value.status_code == 408
+
+
+def test_port_that_somebody_shares_is_refused() -> None:
+    """Ray Serve sets SO_REUSEPORT: two servers would each answer some of the requests."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = ServeConfig(port=other.getsockname()[1])
+        with pytest.raises(ConfigError, match="pass another --port"):
+            check_free(config)
+    check_free(config)
 
 
 def test_server_that_others_can_reach_needs_a_token(
