@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import Discriminator, Tag
 from starlette.exceptions import HTTPException
 
 from rayreward._version import __version__
@@ -25,18 +24,10 @@ from rayreward.errors import (
 )
 from rayreward.integrations.pools import PoolClient
 from rayreward.pool import RewardPool
-from rayreward.serve.dialects import (
-    Body,
-    ClassifyBody,
-    ClassifyMessagesBody,
-    EmbeddingsBody,
-    NoReward,
-    OpenRLHFBody,
-    RewardBody,
-    RewardReply,
-    SGLangBody,
-    SlimeBody,
-)
+from rayreward.serve.dialects.base import Body, NoReward
+from rayreward.serve.dialects.inference import AnyClassifyBody, EmbeddingsBody
+from rayreward.serve.dialects.ours import RewardBody, RewardReply
+from rayreward.serve.dialects.trainers import OpenRLHFBody, SlimeBody
 from rayreward.serve.guard import Guard
 from rayreward.serve.metrics import Metrics
 from rayreward.serve.replies import AsciiJSON, problem
@@ -45,20 +36,6 @@ _RETRY_S = "1"
 """When a client may try again that found the queue full."""
 
 _PATHS = ("/reward", "/classify", "/v1/embeddings", "/get_reward", "/slime", "/health", "/metrics")
-
-
-def _dialect(body: Any) -> str:
-    """Which of the bodies of `/classify` one is."""
-    given = body if isinstance(body, Mapping) else vars(body) if isinstance(body, Body) else {}
-    return next((key for key in ("text", "messages") if key in given), "input")
-
-
-_Classify = Annotated[
-    Annotated[SGLangBody, Tag("text")]
-    | Annotated[ClassifyMessagesBody, Tag("messages")]
-    | Annotated[ClassifyBody, Tag("input")],
-    Discriminator(_dialect),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +86,7 @@ def make_app(settings: Settings) -> FastAPI:
         return AsciiJSON(reply.model_dump())
 
     @app.post("/classify")
-    async def classify(body: _Classify) -> Any:
+    async def classify(body: AnyClassifyBody) -> Any:
         """Rewards as vLLM (`input`, `messages`) and SGLang (`text`) give them."""
         return AsciiJSON(await answer(body))
 

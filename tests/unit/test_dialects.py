@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import socket
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from rayreward import ConfigError, ServeConfig
 from rayreward.serve import check_free, check_reach
-from rayreward.serve.app import _Classify
-from rayreward.serve.dialects import (
+from rayreward.serve.dialects.base import NoReward
+from rayreward.serve.dialects.inference import (
+    AnyClassifyBody,
     ClassifyBody,
     ClassifyMessagesBody,
     EmbeddingsBody,
-    NoReward,
-    OpenRLHFBody,
-    RewardBody,
     SGLangBody,
-    SlimeBody,
 )
+from rayreward.serve.dialects.ours import RewardBody
+from rayreward.serve.dialects.trainers import OpenRLHFBody, SlimeBody
 from rayreward.serve.guard import Guard, digest
 from rayreward.serve.replies import AsciiJSON, problem
 from rayreward.types import (
@@ -69,7 +70,7 @@ def reward(value: float) -> Reward:
 def test_classify_tells_dialects_apart_by_the_body(
     body: dict[str, Any], kind: type, samples: list[Any]
 ) -> None:
-    read: Any = TypeAdapter(_Classify).validate_python(body)
+    read: Any = TypeAdapter(AnyClassifyBody).validate_python(body)
     assert type(read) is kind
     assert read.samples() == samples
 
@@ -78,7 +79,7 @@ def test_classify_tells_dialects_apart_by_the_body(
     "body", [{"input": "a"}, {"messages": TALK}, {"text": "a"}], ids=["input", "messages", "text"]
 )
 def test_fields_that_would_change_the_reward_are_refused(body: dict[str, Any]) -> None:
-    read: Any = TypeAdapter(_Classify)
+    read: Any = TypeAdapter(AnyClassifyBody)
     read.validate_python({**body, "truncate_prompt_tokens": None, "user": "somebody"})
     for name in ("truncate_prompt_tokens", "chat_template_kwargs"):
         with pytest.raises(ValidationError, match=f"{name} is not supported"):
@@ -108,6 +109,8 @@ def test_sglang_openrlhf_and_slime_are_answered_in_their_ways() -> None:
     embedded = EmbeddingsBody(input="a", model="rm").reply(one, VERSION)
     assert embedded["data"] == [{"object": "embedding", "index": 0, "embedding": [1.5]}]
     assert embedded["model"] == "rm"
+    encoded = EmbeddingsBody(input="a", encoding_format="base64").reply(one, VERSION)
+    assert struct.unpack("<f", base64.b64decode(encoded["data"][0]["embedding"])) == (1.5,)
     asked = OpenRLHFBody(query=["a", "b"], prompts=["a", "b"], labels=["x", None])
     assert asked.samples() == [[Verbatim("a", ensure_eos=True)], [Verbatim("b", ensure_eos=True)]]
     answer = asked.reply(two, VERSION)
