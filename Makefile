@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := $$($(BIN)/python examples/smollm2.py)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+    --constraint constraints.txt
 
 .PHONY: help demo test check bench clean
 

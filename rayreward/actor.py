@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rayreward import storage
 from rayreward.allocator import keep_freed_memory
+from rayreward.collector import importing
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError, PoolError
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from rayreward.scorer import Scorer
 
 _logger = logging.getLogger("rayreward")
+
+_PLANS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_PLANS_KEPT = "64"
+"""Of oneDNN and of torch, one a shape. By default 1,024: texts of all lengths make them all, and the
+memory of an actor grows for hours. Fewer cost no time that could be measured."""
 
 _POISON = Failure(Status.POISON, "actors died over this row, again and again, and over it alone")
 
@@ -108,6 +114,8 @@ class RewardActor:
         # Threads that spin while they wait take the cores from those that they wait for: a model on
         # two threads ran ten times slower beside another busy process. Read when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for plans in _PLANS:
+            os.environ.setdefault(plans, _PLANS_KEPT)
         if not on_gpu:
             # Ray leaves an actor that reserved no GPU free to see them all
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -122,7 +130,10 @@ class RewardActor:
             ModelError: The checkpoint can't be loaded as a reward model.
             ConfigError: A setting does not fit the model.
         """
-        import torch
+        with importing():
+            import torch
+
+            import rayreward.scorer  # noqa: F401
 
         torch.set_num_threads(self._threads)
         keep_freed_memory()

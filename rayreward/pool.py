@@ -213,6 +213,15 @@ class RewardPool:
         """
         return self._remote("status").status
 
+    async def status_async(self, *, timeout_s: float | None = None) -> Status:
+        """Like `status`, without blocking the event loop.
+
+        Raises:
+            PoolError: The pool has no name.
+            PoolTimeoutError: It did not tell in time.
+        """
+        return await self._remote("status_async").status_async(timeout_s)
+
     def verify(self) -> DeterminismReport:
         """Hashes what every actor holds now and compares it with what the pool began with.
 

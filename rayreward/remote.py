@@ -14,13 +14,13 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayreward.columns import reward_columns
@@ -161,6 +161,15 @@ class RemoteEngine:
         found: Status = self._do("status")
         return found
 
+    async def status_async(self, timeout_s: float | None = None) -> Status:
+        """As `status`, without blocking the event loop.
+
+        Raises:
+            PoolTimeoutError: It was not told in time.
+        """
+        self._check_open()
+        return await asyncio.wrap_future(_begin(self._status(timeout_s)))
+
     def verify(self) -> DeterminismReport:
         """As `RewardPool.verify`."""
         report: DeterminismReport = self._do("verify")
@@ -234,20 +243,31 @@ class RemoteEngine:
         self._check_open()
         return _run(self._call(method, *args))
 
+    async def _status(self, timeout_s: float | None) -> Status:
+        async with self._in_time(timeout_s):
+            found: Status = await self._call("status")
+            return found
+
     async def _score(
         self, groups: Sequence[Sequence[Sample]], timeout_s: float | None, *, patient: bool
     ) -> tuple[list[list[Outcome]], Version]:
+        async with self._in_time(timeout_s):
+            parts = list(slices(groups)) or [[]]
+            answers = await self._ask_all(parts, patient)
+            while len({answer.version.number for answer in answers}) > 1:
+                # the pool was updated meanwhile: what the old weights said is asked again
+                newest = max(answer.version.number for answer in answers)
+                old = [i for i, a in enumerate(answers) if a.version.number < newest]
+                again = await self._ask_all([parts[i] for i in old], patient)
+                for i, answer in zip(old, again, strict=True):
+                    answers[i] = answer
+        return [group for answer in answers for group in answer.outcomes], answers[0].version
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, timeout_s: float | None) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(timeout_s):
-                parts = list(slices(groups)) or [[]]
-                answers = await self._ask_all(parts, patient)
-                while len({answer.version.number for answer in answers}) > 1:
-                    # the pool was updated meanwhile: what the old weights said is asked again
-                    newest = max(answer.version.number for answer in answers)
-                    old = [i for i, a in enumerate(answers) if a.version.number < newest]
-                    again = await self._ask_all([parts[i] for i in old], patient)
-                    for i, answer in zip(old, again, strict=True):
-                        answers[i] = answer
+                yield
         except TimeoutError as error:
             if isinstance(error, PoolTimeoutError):
                 raise
@@ -255,7 +275,6 @@ class RemoteEngine:
                 f"The pool {self.name!r} did not answer within {timeout_s:g} s. Ask again, with "
                 "more time or fewer texts, or give the pool more actors."
             ) from error
-        return [group for answer in answers for group in answer.outcomes], answers[0].version
 
     async def _ask_all(
         self, parts: Sequence[Sequence[Sequence[Sample]]], patient: bool
@@ -298,6 +317,9 @@ class RemoteEngine:
         while True:
             try:
                 return await getattr(self._keeper, method).remote(*args)
+            except TaskCancelledError as error:
+                # Ray cancels what a task has called together with the task, and may be faster
+                raise asyncio.CancelledError from error
             except RayTaskError as error:
                 raise error.cause from None
             except ActorUnavailableError as error:

@@ -28,12 +28,16 @@ from rayreward.serve.dialects.base import Body, NoReward
 from rayreward.serve.dialects.inference import AnyClassifyBody, EmbeddingsBody
 from rayreward.serve.dialects.ours import RewardBody, RewardReply
 from rayreward.serve.dialects.trainers import OpenRLHFBody, SlimeBody
+from rayreward.serve.gate import Gate
 from rayreward.serve.guard import Guard
 from rayreward.serve.metrics import Metrics
 from rayreward.serve.replies import AsciiJSON, problem
 
 _RETRY_S = "1"
 """When a client may try again that found the queue full."""
+
+_STATUS_S = 5.0
+"""How long the pool may take to say how it is doing."""
 
 _PATHS = ("/reward", "/classify", "/v1/embeddings", "/get_reward", "/slime", "/health", "/metrics")
 
@@ -55,8 +59,13 @@ class Settings:
     timeout_s: float
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """The service, for the process that it runs in."""
+def make_app(settings: Settings, gate: Gate) -> FastAPI:
+    """The service, for the process that it runs in.
+
+    Args:
+        settings: Of the server.
+        gate: That requests go through, and that is closed when the server ends.
+    """
     found = PoolClient(settings.pool)
 
     @contextlib.asynccontextmanager
@@ -73,6 +82,7 @@ def make_app(settings: Settings) -> FastAPI:
     )
     metrics = Metrics(_PATHS)
     app.add_middleware(Guard, token=settings.token, max_bytes=settings.max_bytes)
+    app.add_middleware(gate.middleware)
     app.add_middleware(metrics.middleware)
     _answer_errors(app)
 
@@ -108,7 +118,9 @@ def make_app(settings: Settings) -> FastAPI:
     @app.get("/health")
     async def health() -> Any:
         """Whether the pool answers, and which weights it has."""
-        status = await asyncio.to_thread(lambda: found.pool.status)
+        status = await found.pool.status_async(timeout_s=_STATUS_S)
+        if not status.actors:
+            raise PoolError("The pool has no actor that may work; it tries to bring one up.")
         return AsciiJSON(
             {"status": "ok", "actors": status.actors, "version": status.version.number}
         )
@@ -116,7 +128,7 @@ def make_app(settings: Settings) -> FastAPI:
     @app.get("/metrics")
     async def show_metrics() -> Response:
         """For Prometheus."""
-        status = await asyncio.to_thread(lambda: found.pool.status)
+        status = await found.pool.status_async(timeout_s=_STATUS_S)
         return Response(metrics.render(status), media_type="text/plain; version=0.0.4")
 
     return app

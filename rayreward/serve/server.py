@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ray.serve.schema import LoggingConfig
 from rayreward.config import ServeConfig
 from rayreward.errors import ConfigError, PoolError
 from rayreward.serve.app import Settings, make_app
+from rayreward.serve.gate import Gate
 from rayreward.serve.guard import digest
 
 TOKEN = "RAYREWARD_TOKEN"
@@ -56,12 +56,24 @@ def application(pool: str, config: ServeConfig | None = None) -> serve.Applicati
         ray_actor_options={"num_cpus": 0},
     )
 
-    def build() -> Any:  # in the replica; Ray Serve knows a builder by its being a function
-        return make_app(settings)
-
-    service: Any = serve.ingress(build)
-    bound: serve.Application = deployment(service()).bind()
+    bound: serve.Application = deployment(serve.ingress()(_Replica)).bind(settings)
     return bound
+
+
+class _Replica:
+    """What runs in Ray Serve's replica: the service, which can be told to answer no more."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Ray Serve."""
+        self._gate = Gate()
+        return make_app(self._settings, self._gate)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new requests, and waits until the others are answered."""
+        await self._gate.close(timeout_s)
 
 
 @contextlib.contextmanager
@@ -90,19 +102,20 @@ def serving(pool: str, config: ServeConfig) -> Iterator[str]:
         http_options=HTTPOptions(host=config.host, port=config.port, keep_alive_timeout_s=65),
     )
     try:
-        serve.run(app, name=_APP)
-        yield f"http://{config.host}:{config.port}"
+        handle = serve.run(app, name=_APP)
+        try:
+            yield f"http://{config.host}:{config.port}"
+        finally:
+            _drain(handle, config.drain_s)
     finally:
-        _drain(config.drain_s)
         serve.shutdown()
 
 
-def _drain(drain_s: float) -> None:
+def _drain(handle: Any, drain_s: float) -> None:
     """Ends the replica once it has answered, while the proxy can still pass its answers on."""
-    serve.delete(_APP, _blocking=False)
-    deadline = time.monotonic() + drain_s + 5  # by then Ray Serve has ended it
-    while _APP in serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.1)
+    with contextlib.suppress(TimeoutError):  # some take too long: they get no answer
+        handle.drain.remote(drain_s).result(timeout_s=drain_s + 5)
+    serve.delete(_APP)  # waits until answers are on their way, which shutdown does not
 
 
 def check_reach(config: ServeConfig) -> None:

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from processes import environment_in, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,29 +37,29 @@ def flags(model: str, dataset: Path | str, output: Path) -> list[str]:
 
 def many_texts(path: Path) -> Path:
     """Enough rows that a signal comes in the middle."""
-    table = pa.table({"text": [f"Answer {n} " + "is fine. " * (n % 20) for n in range(5_000)]})
+    table = pa.table({"text": [f"Answer {n} " + "is fine. " * (n % 20) for n in range(8_000)]})
     pq.write_table(table, path)
     return path
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> None:
-    """Waits for something that another process does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
-    "command", [[sys.executable, SCRIPT], [RAYREWARD, "score"]], ids=["script", "rayreward"]
+    ("command", "has_ray"),
+    [([RAYREWARD, "score"], False), ([sys.executable, SCRIPT], True)],
+    ids=["rayreward, which starts Ray", "script, where there is a cluster"],
 )
 def test_command_scores_from_any_directory(
-    command: list[str], tiny_model: str, examples: Path, tmp_path: Path
+    command: list[str],
+    has_ray: bool,
+    ray_cluster: Any,
+    tiny_model: str,
+    examples: Path,
+    tmp_path: Path,
 ) -> None:
     dataset = examples / "formats" / "pairs_text.parquet"
     done = subprocess.run(
         [*command, *flags(tiny_model, dataset, tmp_path / "out"), "--max-failed-rows", "72"],
         cwd=tmp_path,
+        env=environment_in(ray_cluster) if has_ray else None,
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,16 +73,19 @@ def test_command_scores_from_any_directory(
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+    ("signum", "code", "has_ray"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)],
+    ids=["ctrl-c, and of its Ray", "sigterm, in a cluster"],
 )
 def test_signal_ends_the_job_cleanly_and_the_same_command_resumes_it(
-    signum: int, code: int, tiny_model: str, tmp_path: Path
+    signum: int, code: int, has_ray: bool, ray_cluster: Any, tiny_model: str, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
+    output, cluster = tmp_path / "out", environment_in(ray_cluster)
     command = [RAYREWARD, "score", *flags(tiny_model, many_texts(tmp_path / "t.parquet"), output)]
     # weights are looked at after every shard, so that the first part comes early
     command += ["--rows-per-shard", "100", "--recheck-share", "1"]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    piped: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = subprocess.Popen(command, env=cluster if has_ray else None, **piped)
     wait_for(lambda: list(output.glob("part-*.parquet")), "the first part")
     sent = time.monotonic()
     job.send_signal(signum)
@@ -91,7 +95,7 @@ def test_signal_ends_the_job_cleanly_and_the_same_command_resumes_it(
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert not (output / "_SUCCESS").exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, env=cluster, timeout=240, check=True, **piped)
     assert "of them by an earlier run" in done.stdout
     result = pq.read_table(output, columns=["text", "reward_status"])
     assert result["text"].equals(pq.read_table(tmp_path / "t.parquet")["text"])

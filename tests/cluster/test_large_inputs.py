@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +17,6 @@ pytestmark = pytest.mark.ray
 
 ROWS = [{"id": n, "text": f"row {n} " * (n % 7 + 1)} for n in range(60)]
 TABLE = pa.Table.from_pylist(ROWS)
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        yield pool
 
 
 def _small_files(folder: Path, kind: str) -> list[Path]:

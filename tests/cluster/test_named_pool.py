@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from processes import wait_for
 from tiny import make_checkpoint
 
 from rayreward import (
@@ -68,13 +68,6 @@ def pool(owner: RewardPool) -> Iterator[RewardPool]:
     """As some other caller has it."""
     with RewardPool.connect("rm") as pool:
         yield pool
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_g3_rewards_are_those_of_a_pool_of_ones_own(
@@ -155,7 +148,7 @@ def test_g3_many_callers_at_once_get_their_own_rewards(
 def test_an_answer_that_takes_too_long_is_not_waited_for(pool: RewardPool) -> None:
     with pytest.raises(PoolTimeoutError, match=r"did not answer within 0\.05 s"):
         pool.score(MANY, timeout_s=0.05)
-    wait_until(lambda: pool.status.requests == 0, timeout_s=5.0)
+    wait_for(lambda: pool.status.requests == 0, "the request being dropped", 5)
     assert pool.status.rows_waiting == 0
 
 
@@ -169,7 +162,7 @@ def test_what_is_cancelled_is_dropped(pool: RewardPool) -> None:
             await asking
 
     asyncio.run(begin_and_cancel())
-    wait_until(lambda: pool.status.requests == 0, timeout_s=5.0)
+    wait_for(lambda: pool.status.requests == 0, "the request being dropped", 5)
     assert pool.status.rows_waiting == 0
 
 
@@ -182,9 +175,9 @@ def test_a_caller_that_dies_takes_its_work_with_it(ray_cluster: Any, pool: Rewar
     caller = Caller.options(num_cpus=0.1).remote()
     scored = pool.status.rows_scored
     caller.score.remote(MANY * 20)
-    wait_until(lambda: pool.status.requests)
+    wait_for(lambda: pool.status.requests, "the request")
     ray_cluster.kill(caller)
-    wait_until(lambda: pool.status.requests == 0, timeout_s=30.0)
+    wait_for(lambda: pool.status.requests == 0, "the request being dropped", 30)
     assert pool.status.rows_scored - scored < len(MANY) * 20
 
 
@@ -199,12 +192,12 @@ def test_an_actor_that_dies_loses_no_request(
     callers = [threading.Thread(target=ask) for _ in range(4)]
     for caller in callers:
         caller.start()
-    wait_until(lambda: pool.status.requests)
+    wait_for(lambda: pool.status.requests, "the request")
     ray_cluster.kill(pool.actors[0])
     for caller in callers:
         caller.join()
     assert found == [expected * 5] * 4
-    wait_until(lambda: pool.status.actors == 2)
+    wait_for(lambda: pool.status.actors == 2, "the replacement")
     assert pool.verify().identical
 
 
@@ -227,20 +220,20 @@ def test_update_exchanges_the_weights_at_once(
         callers = [threading.Thread(target=ask) for _ in range(3)]
         for caller in callers:
             caller.start()
-        wait_until(lambda: len(seen) > 3)
+        wait_for(lambda: len(seen) > 3, "the fourth answer")
         with pytest.raises(ModelError, match="does not exist"):
             pool.update(tiny_model + "-that-is-nowhere")
         assert pool.version.number == 1
         version = pool.update(other_model)
         assert (version.number, version.model) == (2, other_model)
-        wait_until(lambda: seen[-6:] == [2] * 6)
+        wait_for(lambda: seen[-6:] == [2] * 6, "the change")
         ended.set()
         for caller in callers:
             caller.join()
         assert seen == sorted(seen)
         ray_cluster.kill(pool.actors[0])
         assert pool.score(TEXTS).tolist() == by_version[2]
-        wait_until(lambda: pool.status.actors == 2)
+        wait_for(lambda: pool.status.actors == 2, "the replacement")
         assert pool.verify().identical
         assert pool.score(TEXTS).tolist() == by_version[2]
 

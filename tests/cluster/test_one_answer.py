@@ -7,13 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from files import pairs, parts
+from processes import environment_in, wait_for
 
 from rayreward import RewardPool
 from rayreward.dispatch import Dispatcher, Result
@@ -24,24 +24,19 @@ pytestmark = pytest.mark.ray
 RAYREWARD = str(Path(sys.executable).with_name("rayreward"))
 
 
-@pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        yield pool
-
-
 def test_g2_same_bytes_for_any_number_of_actors_and_shards_in_flight(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path
+    pool: RewardPool, tiny_model: str, tmp_path: Path
 ) -> None:
-    """G2, bitwise: the whole of every part."""
+    """G2, bitwise: the whole of every part. The pool has two actors, and two shards each."""
     source = pairs(tmp_path / "pairs.parquet")
-    found = []
-    for actors, tasks in ((1, 1), (2, 4), (4, 2)):
+    pool.score_dataset(source, tmp_path / "out-2", rows_per_shard=20)
+    found = [parts(tmp_path / "out-2")]
+    for actors, tasks in ((1, 1), (4, 4)):
         output = tmp_path / f"out-{actors}"
         with RewardPool(
             tiny_model, seed=42, num_actors=actors, num_cpus_per_actor=1, tasks_per_actor=tasks
-        ) as pool:
-            pool.score_dataset(str(source), str(output), rows_per_shard=20)
+        ) as other:
+            other.score_dataset(source, output, rows_per_shard=20)
         found.append(parts(output))
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 10
@@ -79,19 +74,17 @@ def test_g2_same_bytes_when_shards_finish_in_any_order(
 
 
 def test_g2_same_bytes_when_the_driver_is_killed_and_the_job_resumed(
-    pool: RewardPool, tiny_model: str, tmp_path: Path
+    ray_cluster: Any, pool: RewardPool, tiny_model: str, tmp_path: Path
 ) -> None:
     source, output = pairs(tmp_path / "pairs.parquet", rows=6_000), tmp_path / "killed"
     pool.score_dataset(source, tmp_path / "calm")
     command = [RAYREWARD, "score", "--model", tiny_model, "--seed", "42", "--num-actors", "1"]
     command += ["--num-cpus-per-actor", "1", "--dataset", str(source), "--output", str(output)]
     # looks at the weights after every shard, so that parts are there early on
-    job = subprocess.Popen([*command, "--recheck-share", "1"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not parts(output):
-        assert job.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    command += ["--recheck-share", "1"]
+    cluster = environment_in(ray_cluster)
+    job = subprocess.Popen(command, env=cluster, stderr=subprocess.DEVNULL)
+    wait_for(lambda: parts(output) or job.poll() is not None, "the first part")
     job.kill()
     assert job.wait() == -signal.SIGKILL
     assert 0 < len(parts(output)) < len(parts(tmp_path / "calm"))

@@ -23,12 +23,14 @@ from rayreward.writing import OutputDirectory
 pytestmark = pytest.mark.ray
 
 TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(200)]
-THREE = {"seed": 42, "num_actors": 3, "num_cpus_per_actor": 0.5}
+TWO = {"seed": 42, "num_actors": 2, "num_cpus_per_actor": 0.5}
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
+def three(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
+    """Three actors, for tests that change one and see it replaced."""
+    settings: Any = {**TWO, "num_actors": 3, "recheck_share": 1}
+    with RewardPool(tiny_model, **settings) as pool:
         yield pool
 
 
@@ -84,15 +86,12 @@ def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None
 
 @pytest.mark.parametrize(("flip", "part"), [(flip_in_head, "head"), (flip_in_body, "body")])
 def test_g1_verify_names_and_replaces_the_actor_with_one_flipped_bit(
-    ray_cluster: Any, tiny_model: str, flip: Any, part: str
+    ray_cluster: Any, three: RewardPool, flip: Any, part: str
 ) -> None:
-    with RewardPool(tiny_model, **THREE) as pool:
-        ray_cluster.get(pool.actors[1].__ray_call__.remote(flip))
-        with pytest.raises(
-            DeterminismError, match=rf"1 of 3 actors.*\n  actor 1: {part}"
-        ) as caught:
-            pool.verify()
-        assert sorted(pool.verify().fingerprints) == [0, 1, 2]
+    ray_cluster.get(three.actors[1].__ray_call__.remote(flip))
+    with pytest.raises(DeterminismError, match=rf"1 of 3 actors.*\n  actor 1: {part}") as caught:
+        three.verify()
+    assert sorted(three.verify().fingerprints) == [0, 1, 2]
     [difference] = caught.value.report.differences
     assert difference.actor == 1
     assert list(difference.model) == [part]
@@ -117,22 +116,22 @@ def test_g1_start_replaces_an_actor_that_differs(
     ray_cluster: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = [True]
-    change = other_seed_for(lambda actor: actor == 2 and bool(first and first.pop()))
+    change = other_seed_for(lambda actor: actor == 1 and bool(first and first.pop()))
     started = start_with(monkeypatch, change)
-    with RewardPool(tiny_model, **THREE) as pool:
+    with RewardPool(tiny_model, **TWO) as pool:
         assert pool.verify().identical
-        assert pool._engine.dispatcher.actors == [0, 1, 2]
-        assert "actor 2: head" in pool._engine.dispatcher.quarantined[0]
-    assert started == [0, 1, 2, 2]
+        assert pool._engine.dispatcher.actors == [0, 1]
+        assert "actor 1: head" in pool._engine.dispatcher.quarantined[0]
+    assert started == [0, 1, 1]
 
 
 def test_g1_start_gives_up_where_replacing_does_not_help(
     ray_cluster: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = start_with(monkeypatch, other_seed_for(lambda actor: actor == 2))
-    with pytest.raises(DeterminismError, match=r"actor 2: head(.|\n)*replacing them does not help"):
-        RewardPool(tiny_model, **THREE)
-    assert started == [0, 1, 2, 2, 2]
+    started = start_with(monkeypatch, other_seed_for(lambda actor: actor == 1))
+    with pytest.raises(DeterminismError, match=r"actor 1: head(.|\n)*replacing them does not help"):
+        RewardPool(tiny_model, **TWO)
+    assert started == [0, 1, 1, 1]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_g1_machines_that_draw_other_bits_are_refused(
     ray_cluster: Any, wide_model: str, unlike: None
 ) -> None:
     with pytest.raises(DeterminismError, match=r"actor 1: head .* its machine has cpu ") as caught:
-        RewardPool(wide_model, **THREE)
+        RewardPool(wide_model, **TWO)
     assert "head_sync='broadcast'" in str(caught.value)
     [difference] = caught.value.report.differences
     assert list(difference.model) == ["head"]
@@ -171,11 +170,11 @@ def test_g1_broadcast_gives_all_actors_one_head(
 ) -> None:
     """The head is one then; what the machines compute with it still is not, and that is told."""
     with pytest.raises(DeterminismError, match="Same weights, other hardware") as caught:
-        RewardPool(wide_model, head_sync="broadcast", **THREE)
+        RewardPool(wide_model, head_sync="broadcast", **TWO)
     [difference] = caught.value.report.differences
     assert difference.model == {}
     assert set(difference.computed) == {"derived", "probe"}
-    settings: Any = {"head_sync": "broadcast", "mixed_hardware": "accept", **THREE}
+    settings: Any = {"head_sync": "broadcast", "mixed_hardware": "accept", **TWO}
     with RewardPool(wide_model, **settings) as pool:
         report = pool.verify()
         assert report.same_model
@@ -191,9 +190,9 @@ def test_g1_broadcast_gives_all_actors_one_head(
 def test_g1_only_like_actors_are_pooled_where_that_is_asked_for(
     ray_cluster: Any, wide_model: str, unlike: None
 ) -> None:
-    settings: Any = {"head_sync": "broadcast", "mixed_hardware": "alike", **THREE}
+    settings: Any = {"head_sync": "broadcast", "mixed_hardware": "alike", **TWO}
     with RewardPool(wide_model, **settings) as pool:
-        assert sorted(pool.verify().fingerprints) == [0, 2]
+        assert sorted(pool.verify().fingerprints) == [0]
         assert pool.verify().identical
 
 
@@ -207,19 +206,15 @@ def test_g1_trained_head_is_never_overwritten_by_another_actors(
     bad = make_checkpoint(tmp_path / "bad", head=True, weights_seed=2)
 
     def change(fleet: RayFleet, actor: int) -> None:
-        fleet.model = dataclasses.replace(fleet.model, model=str(bad if actor == 2 else good))
+        fleet.model = dataclasses.replace(fleet.model, model=str(bad if actor == 1 else good))
 
     start_with(monkeypatch, change)
-    with pytest.raises(DeterminismError, match="actor 2: head"):
-        RewardPool(str(good), num_actors=3, num_cpus_per_actor=0.5, head_sync="broadcast")
+    with pytest.raises(DeterminismError, match="actor 1: head"):
+        RewardPool(str(good), num_actors=2, num_cpus_per_actor=0.5, head_sync="broadcast")
 
 
 def test_g1_weight_that_flips_during_a_job_is_caught_and_the_work_done_again(
-    ray_cluster: Any,
-    tiny_model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    ray_cluster: Any, three: RewardPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G1 and G2, bitwise: the output is that of an undisturbed run."""
     source = tmp_path / "texts.parquet"
@@ -227,38 +222,37 @@ def test_g1_weight_that_flips_during_a_job_is_caught_and_the_work_done_again(
     promote, discard = OutputDirectory.promote, OutputDirectory.discard
     promoted: list[int] = []
     discarded: list[int] = []
-    with RewardPool(tiny_model, recheck_share=1, **THREE) as pool:
-        pool.score_dataset(source, tmp_path / "calm", rows_per_shard=5)
+    three.score_dataset(source, tmp_path / "calm", rows_per_shard=5)
 
-        def flip_after_the_third(self: OutputDirectory, attempt: Any) -> bool:
-            promoted.append(attempt.shard)
-            if len(promoted) == 3:
-                ray_cluster.get(pool.actors[1].__ray_call__.remote(flip_in_body))
-            return promote(self, attempt)
+    def flip_after_the_third(self: OutputDirectory, attempt: Any) -> bool:
+        promoted.append(attempt.shard)
+        if len(promoted) == 3:
+            ray_cluster.get(three.actors[2].__ray_call__.remote(flip_in_body))
+        return promote(self, attempt)
 
-        def note(self: OutputDirectory, attempt: Any) -> None:
-            discarded.append(attempt.shard)
-            discard(self, attempt)
+    def note(self: OutputDirectory, attempt: Any) -> None:
+        discarded.append(attempt.shard)
+        discard(self, attempt)
 
-        monkeypatch.setattr(OutputDirectory, "promote", flip_after_the_third)
-        monkeypatch.setattr(OutputDirectory, "discard", note)
-        report = pool.score_dataset(source, tmp_path / "flipped", rows_per_shard=5)
-        assert pool.verify().identical
+    monkeypatch.setattr(OutputDirectory, "promote", flip_after_the_third)
+    monkeypatch.setattr(OutputDirectory, "discard", note)
+    report = three.score_dataset(source, tmp_path / "flipped", rows_per_shard=5)
+    assert three.verify().identical
     assert parts(tmp_path / "flipped") == parts(tmp_path / "calm")
     assert discarded
     assert sorted(promoted) == list(range(40))
-    [reason] = report.quarantined
-    assert reason.startswith("Actor 1 has changed while it worked: body")
-    assert "quarantined  Actor 1 has changed" in str(report)
+    *_, reason = report.quarantined  # after those of the tests above
+    assert reason.startswith("Actor 2 has changed while it worked: body")
+    assert "quarantined  Actor 2 has changed" in str(report)
     manifest = json.loads((tmp_path / "flipped" / "_manifest.json").read_text())
-    assert manifest["quarantined"] == [reason]
+    assert manifest["quarantined"] == list(report.quarantined)
 
 
 def test_g1_without_rechecks_a_flipped_weight_goes_unseen_until_asked_for(
     ray_cluster: Any, tiny_model: str, tmp_path: Path
 ) -> None:
     """What the test above would show without what it is for."""
-    with RewardPool(tiny_model, recheck_share=0, **{**THREE, "num_actors": 1}) as pool:
+    with RewardPool(tiny_model, recheck_share=0, **{**TWO, "num_actors": 1}) as pool:
         before = pool.score(TEXTS)
         ray_cluster.get(pool.actors[0].__ray_call__.remote(flip_in_head))
         assert (pool.score(TEXTS) != before).any()

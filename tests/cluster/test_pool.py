@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,6 @@ from rayreward.types import Reward, Text
 pytestmark = pytest.mark.ray
 
 TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(200)]
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +165,7 @@ def test_dead_actor_is_replaced_and_its_work_done_again(
 def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(
     ray_cluster: Any, tiny_model: str
 ) -> None:
-    with pytest.raises(PlacementError, match=r"1000 CPU each.*of 8 CPU free"):
+    with pytest.raises(PlacementError, match=r"1000 CPU each.*of 10 CPU free"):
         RewardPool(
             tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1000, placement_timeout_s=1
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,6 @@ FORMATS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "text": lambda n: {"text": f"Answer {n}: " + "the weather is fine. " * (n % 7)},
 }
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        yield pool
 
 
 def scored(dataset: Any, *, workers: int = 1, batch_size: int | None = 7, **settings: Any) -> Any:

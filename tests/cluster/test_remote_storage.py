@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.ray
 
 COMMAND = [sys.executable, "-c", "import sys; from rayreward import cli; sys.exit(cli.main())"]
 MODEL = ModelConfig(model="m", seed=42)
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        yield pool
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import psutil
 import pytest
+from processes import free_port, wait_for
 from tiny import make_checkpoint
 
 from rayreward import PoolError, RewardPool, ServeConfig
@@ -30,12 +31,6 @@ NAME = "served"
 TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(64)]
 TOO_LONG = "word " * 400
 MAX_BYTES = 2**20
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +56,6 @@ def url(pool: RewardPool) -> Iterator[str]:
 def client(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=60) as opened:
         yield opened
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> None:
-    """Waits for something that another process does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.05)
 
 
 def test_every_dialect_gives_the_pools_rewards_bit_for_bit(
@@ -190,7 +177,7 @@ def test_client_that_leaves_takes_its_work_with_it(
         leaving = raw_request(url, body)
         wait_for(lambda: pool.status.requests > 0, "the request")
         leaving.close()
-        wait_for(lambda: pool.status.requests == 0, "the request being dropped")
+        wait_for(lambda: pool.status.requests == 0, "the request being dropped", 8)
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -272,6 +259,11 @@ def test_second_server_in_a_cluster_is_refused(url: str) -> None:
         pass
 
 
+def children(pid: int) -> list[psutil.Process]:
+    found = psutil.Process(pid).children(recursive=True)
+    return [process for process in found if process.cmdline()]
+
+
 def test_command_serves_with_a_token_and_drains_when_told_to_end(
     model: str, tmp_path: Path
 ) -> None:
@@ -291,6 +283,8 @@ def test_command_serves_with_a_token_and_drains_when_told_to_end(
             client.headers["Authorization"] = "Bearer the-token-of-this-test"
             assert client.post("/reward", json={"items": ["a"]}).status_code == 200
             items = [f"{n} " + "and so on. " * 20 for n in range(1_000)]
+            [actor] = [p for p in children(server.pid) if "ray::RewardActor" in p.cmdline()[0]]
+            actor.suspend()
             with ThreadPoolExecutor(1) as thread:
                 asked = thread.submit(client.post, "/reward", json={"items": items})
                 wait_for(
@@ -298,7 +292,12 @@ def test_command_serves_with_a_token_and_drains_when_told_to_end(
                     "the request",
                 )
                 server.send_signal(signal.SIGTERM)
+                wait_for(lambda: client.get("/health").status_code == 503, "draining")
+                late = client.post("/reward", json={"items": ["a"]})
+                actor.resume()
                 answer = asked.result()
+        assert (late.status_code, late.headers["Retry-After"]) == (503, "5")
+        assert "This server is ending" in late.json()["error"]["message"]
         assert answer.status_code == 200
         assert len(answer.json()["rewards"]) == 1_000
         assert server.wait(60) == 0

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +19,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def outputs(
-    ray_cluster: Any, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def outputs(pool: RewardPool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Finished outputs: each kind of row, rows with flaws, a model that runs padded."""
     from tiny import make_checkpoint
 
@@ -36,13 +33,12 @@ def outputs(
         ),
         "flawed": pa.table({"text": ["fine", None, "", "x" * 5_000]}),
     }
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        for name, table in tables.items():
-            pq.write_table(table, root / f"{name}.parquet")
-            pool.score_dataset(root / f"{name}.parquet", root / name, rows_per_shard=32)
+    for name, table in tables.items():
+        pq.write_table(table, root / f"{name}.parquet")
+        pool.score_dataset(root / f"{name}.parquet", root / name, rows_per_shard=32)
     bloom = str(make_checkpoint(root / "model", "bloom"))
-    with RewardPool(bloom, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
-        pool.score_dataset(root / "pair.parquet", root / "padded", rows_per_shard=32)
+    with RewardPool(bloom, seed=42, num_actors=1, num_cpus_per_actor=1) as padded:
+        padded.score_dataset(root / "pair.parquet", root / "padded", rows_per_shard=32)
     return {name: root / name for name in (*tables, "padded")}
 
 
