@@ -43,8 +43,8 @@ _logger = logging.getLogger("rayreward")
 
 _PLANS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _PLANS_KEPT = "64"
-"""Of oneDNN and of torch, one a shape. By default 1,024: texts of all lengths make them all, and the
-memory of an actor grows for hours. Fewer cost no time that could be measured."""
+"""Plans of oneDNN and of torch, one a shape. By default 1,024: texts of all lengths make them all, and
+the memory of an actor grows all the while. Fewer cost no time that could be measured."""
 
 _POISON = Failure(Status.POISON, "actors died over this row, again and again, and over it alone")
 

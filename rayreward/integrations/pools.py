@@ -87,5 +87,5 @@ def values(outcomes: Iterable[Outcome]) -> list[float]:
 
 def turns(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages without what a framework keeps beside their text, such as token ids."""
-    kept = ("role", "content", "tool_calls", "name")
+    kept = ("role", "name", "content", "reasoning_content", "tool_calls", "tool_call_id")
     return [{key: message[key] for key in kept if key in message} for message in messages]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import hashlib
 import hmac
 import time
@@ -53,18 +55,30 @@ class Guard:
     def _refuse(self, scope: Any) -> Response | None:
         headers = dict(scope["headers"])
         if self._token is not None and scope["path"] not in _OPEN:
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            given = _token_of(headers.get(b"authorization", b""))
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
                 return problem(
                     401,
                     "The token is missing or wrong: send 'Authorization: Bearer TOKEN' with the "
-                    "one that the server was started with.",
+                    "one that the server was started with, or ask http://rm:TOKEN@host:port/….",
                     {"WWW-Authenticate": "Bearer"},
                 )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_bytes:
             return problem(413, _too_large(self._max_bytes))
         return None
+
+
+def _token_of(authorization: bytes) -> bytes:
+    """The token that a request carries; as a password, it comes from a client's URL."""
+    scheme, _, given = authorization.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return given.strip()
+        case b"basic":
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(given).partition(b":")[2]
+    return b""
 
 
 def _too_large(max_bytes: int) -> str:

@@ -39,13 +39,18 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def pools(ray_cluster: Any, model: Any) -> Iterator[list[RewardPool]]:
-    """A pool for each budget, with one and with two threads an actor."""
+    """A pool for each budget: two actors with a thread each, and one with two threads."""
     path, dtype = model
     made = [
         RewardPool(
-            path, seed=42, dtype=dtype, max_batch_tokens=budget, num_actors=2, num_cpus_per_actor=n
+            path,
+            seed=42,
+            dtype=dtype,
+            max_batch_tokens=budget,
+            num_actors=3 - threads,
+            num_cpus_per_actor=threads,
         )
-        for n, budget in enumerate(BUDGETS, start=1)
+        for threads, budget in enumerate(BUDGETS, start=1)
     ]
     yield made
     for pool in made:

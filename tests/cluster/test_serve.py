@@ -272,7 +272,7 @@ def test_command_serves_with_a_token_and_drains_when_told_to_end(
     port = free_port()
     command = [RAYREWARD, "serve", model, "--port", str(port), "--token-file", str(token)]
     command += ["--num-actors", "1", "--num-cpus-per-actor", "1"]
-    log = tmp_path / "log"
+    log, actors = tmp_path / "log", []
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -283,7 +283,8 @@ def test_command_serves_with_a_token_and_drains_when_told_to_end(
             client.headers["Authorization"] = "Bearer the-token-of-this-test"
             assert client.post("/reward", json={"items": ["a"]}).status_code == 200
             items = [f"{n} " + "and so on. " * 20 for n in range(1_000)]
-            [actor] = [p for p in children(server.pid) if "ray::RewardActor" in p.cmdline()[0]]
+            actors += [p for p in children(server.pid) if "ray::RewardActor" in p.cmdline()[0]]
+            [actor] = actors
             actor.suspend()
             with ThreadPoolExecutor(1) as thread:
                 asked = thread.submit(client.post, "/reward", json={"items": items})
@@ -302,6 +303,9 @@ def test_command_serves_with_a_token_and_drains_when_told_to_end(
         assert len(answer.json()["rewards"]) == 1_000
         assert server.wait(60) == 0
     finally:
+        for actor in actors:
+            if actor.is_running():
+                actor.resume()
         server.kill()
         server.wait()
     said = log.read_text()

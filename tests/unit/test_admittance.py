@@ -1,4 +1,4 @@
-"""A server that ends, and one whose pool is not well: what its clients are told."""
+"""Clients that may not ask, or ask a server that ends or has no pool: what they are told."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rayreward import PoolTimeoutError
 from rayreward.integrations.pools import PoolClient
 from rayreward.serve.app import Settings, make_app
 from rayreward.serve.gate import Gate
+from rayreward.serve.guard import digest
 
 
 class Pool:
@@ -69,6 +70,27 @@ def test_server_that_ends_tells_clients_to_ask_another(client: TestClient, gate:
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "5"
         assert "This server is ending" in answer.json()["error"]["message"]
+
+
+def test_token_comes_in_a_header_or_in_the_url(pool: Pool, gate: Gate) -> None:
+    settings = Settings(pool="p", token=digest("secret"), max_bytes=1_000, timeout_s=1.0)
+    with TestClient(make_app(settings, gate)) as client:
+
+        def ask(**headers: str) -> int:
+            code: int = client.get("/metrics", headers=headers).status_code
+            return code
+
+        assert ask(authorization="Bearer secret") == 200
+        assert client.get("http://rm:secret@testserver/metrics").status_code == 200
+        for wrong in (
+            "secret",
+            "Bearer",
+            "Bearer secrets",
+            "Basic secret",
+            "Basic cm06c2VjcmV0cw==",
+        ):
+            assert ask(authorization=wrong) == 401
+        assert ask() == 401
 
 
 def test_gate_closes_behind_the_last_request() -> None:
