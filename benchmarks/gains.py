@@ -27,7 +27,7 @@ import torch
 from common import RESULTS, as_table, hardware, pairs, smollm2, versions, write
 
 from rayreward import ModelConfig, Scorer, model
-from rayreward.allocator import keep_freed_memory
+from rayreward.allocator import FreedMemory
 from rayreward.types import Reward, Text
 
 WITHOUT: dict[str, str] = {
@@ -52,7 +52,7 @@ def main() -> None:
         print(json.dumps([alone(dtype, arguments) for dtype in arguments.dtype]))
         return
     memory = measure_memory(arguments)  # before this process keeps its own
-    keep_freed_memory()
+    FreedMemory().keep()
     gains = [gain for dtype in arguments.dtype for gain in measure(dtype, arguments)]
     source, _ = pairs(1)
     result = {
@@ -158,7 +158,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def in_process_of_its_own(arguments: argparse.Namespace, *, keep: bool) -> list[float]:
     code = "import gains, rayreward.allocator as a\n"
-    code += "a.keep_freed_memory()\n" if keep else ""
+    code += "a.FreedMemory().keep()\n" if keep else ""
     command = [sys.executable, "-c", code + "gains.main()", "--seconds-alone"]
     command += ["--pairs", str(arguments.pairs), "--passes", str(arguments.passes)]
     command += ["--dtype", *arguments.dtype]

@@ -17,7 +17,7 @@ import torch
 from common import RESULTS, hardware, pairs, smollm2, versions, write
 
 from rayreward import ModelConfig, PoolConfig, Scorer
-from rayreward.allocator import keep_freed_memory
+from rayreward.allocator import FreedMemory
 from rayreward.invariance import find_dependence
 from rayreward.types import Text
 
@@ -32,7 +32,7 @@ def timed(call: Any) -> float:
 
 def main() -> None:
     torch.set_num_threads(2)
-    keep_freed_memory()
+    FreedMemory().keep()
     runs = [measure(smollm2(), dtype) for dtype in ("float32", "bfloat16")]
     result = {"hardware": hardware(), "versions": versions(), "rows": pairs(1)[0], "runs": runs}
     write(RESULTS / "guarantees.json", result)

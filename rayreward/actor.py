@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayreward import storage
-from rayreward.allocator import keep_freed_memory
+from rayreward.allocator import FreedMemory
 from rayreward.collector import importing
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
@@ -43,8 +43,8 @@ _logger = logging.getLogger("rayreward")
 
 _PLANS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _PLANS_KEPT = "64"
-"""Plans of oneDNN and of torch, one a shape. By default 1,024: texts of all lengths make them all, and
-the memory of an actor grows all the while. Fewer cost no time that could be measured."""
+"""Plans of oneDNN and of torch, one a shape. By default 1,024: texts of all lengths make them all,
+and an actor grows all the while. Fewer cost no time that could be measured."""
 
 _POISON = Failure(Status.POISON, "actors died over this row, again and again, and over it alone")
 
@@ -108,6 +108,7 @@ class RewardActor:
         self._threads = threads
         self._on_gpu = on_gpu
         self._recheck = Recheck(recheck_share)
+        self._freed = FreedMemory()
         self._scorer: Scorer | None = None
         self._prepared: tuple[ModelConfig, Scorer] | None = None
         self._looking = threading.Lock()
@@ -136,7 +137,7 @@ class RewardActor:
             import rayreward.scorer  # noqa: F401
 
         torch.set_num_threads(self._threads)
-        keep_freed_memory()
+        self._freed.keep()
         self._scorer = self._load(self._config, head)
         return self._birth()
 
@@ -222,6 +223,7 @@ class RewardActor:
             proof, looked_s = self._look()
             return Worked(proof, looked_s, proof, looked_s)
         value = self._survive(getattr(self, method), *args)
+        self._freed.hand_back()
         done_s = time.monotonic()
         with self._looking:  # of two that find it due, one looks
             return Worked(value, done_s, *(self._look() if self._recheck.due else ()))

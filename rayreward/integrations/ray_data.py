@@ -99,7 +99,7 @@ class RewardScorer:
         """
         row_format = _row_format(batch.schema)
         check_free(batch.schema, row_format.kind)
-        added = self._actor.score_table(batch, row_format)
+        added = self._actor.work("score_table", batch, row_format).value
         schema = pa.schema([*batch.schema, *added.schema])
         return pa.table([*batch.columns, *added.columns], schema=schema)
 
