@@ -69,6 +69,8 @@ def _extension(field: pa.Field) -> dict[bytes, bytes] | None:
 
 def _without_views(field: pa.Field) -> pa.DataType:
     kind = _map_within(field.type, _without_view)
+    if kind == field.type:
+        return kind
     try:
         pa.nulls(1, field.type).cast(kind)
     except pa.ArrowNotImplementedError as error:
