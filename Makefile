@@ -6,6 +6,9 @@ MODEL := $$($(BIN)/python examples/smollm2.py)
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
     --constraint constraints.txt
 
+# Where it is set, every process would compile all that it imports, again and again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check bench clean
 
 help:

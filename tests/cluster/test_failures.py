@@ -145,16 +145,16 @@ def test_a_job_whose_rows_get_no_reward_stops_early(
 
 
 def test_a_clock_that_jumps_changes_nothing(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: RewardPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver's time of day runs backwards by an hour a look; input is from the future."""
     source = write_rows(tmp_path / "rows.parquet", 40)
-    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
-        pool.score_dataset(source, tmp_path / "calm", rows_per_shard=10)
-        now = iter(range(2**31, 0, -3_600))
-        monkeypatch.setattr(time, "time", lambda: float(next(now)))
-        os.utime(source, (2**32, 2**32))
-        report = pool.score_dataset(source, tmp_path / "jumpy", rows_per_shard=10)
+    pool.score_dataset(source, tmp_path / "calm", rows_per_shard=10)
+    now = iter(range(2**31, 0, -3_600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    os.utime(source, (2**32, 2**32))
+    report = pool.score_dataset(source, tmp_path / "jumpy", rows_per_shard=10)
+    monkeypatch.undo()
     assert report.elapsed_s > 0
     assert report.tally.rows == 40
     for part in (tmp_path / "calm").glob("part-*"):
@@ -184,7 +184,7 @@ def work_on(machine: Any) -> bool:
 
 @pytest.mark.slow
 def test_actors_join_and_leave_with_their_machines(
-    ray_cluster: Any, machines: Any, tiny_model: str, tmp_path: Path
+    pool: RewardPool, machines: Any, tiny_model: str, tmp_path: Path
 ) -> None:
     """Work begins with one of two actors, the other joins, and its machine goes: no fault of it."""
     source, output = write_rows(tmp_path / "rows.parquet", 12_000), tmp_path / "out"
@@ -210,8 +210,7 @@ def test_actors_join_and_leave_with_their_machines(
         driver.kill()
     assert driver.returncode == 0, said
     assert "actor 1 died and is replaced" in said
-    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
-        pool.score_dataset(source, tmp_path / "calm", rows_per_shard=20)
+    pool.score_dataset(source, tmp_path / "calm", rows_per_shard=20)
     expected = sorted((tmp_path / "calm").glob("part-*"))
     assert len(expected) == parts() == 600
     for part in expected:
