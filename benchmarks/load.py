@@ -84,7 +84,7 @@ def main() -> None:
         f"{result['of_offline']} of {rate:.1f} offline; "
         f"{load['requests']} requests, {load['errors']} errors; "
         f"p50 {load['p50_s']} s, p99 {load['p99_s']} s\n"
-        f"memory in MB, first and last third: {load['memory_mb']}\n"
+        f"memory in MB, minute by minute: {load['memory_mb']}\n"
         f"actor killed: {result['actor_killed']}"
     )
 
@@ -153,7 +153,7 @@ async def under_load(
         "p50_s": round(ordered[len(ordered) // 2], 2),
         "p99_s": round(ordered[len(ordered) * 99 // 100], 2),
         "longest_s": round(ordered[-1], 2),
-        "memory_mb": {name: thirds(sizes) for name, sizes in memory.items()},
+        "memory_mb": {name: by_minute(sizes) for name, sizes in memory.items()},
     }
 
 
@@ -167,13 +167,13 @@ def memory_mb() -> Iterator[tuple[str, float]]:
             continue
         name = next((kind for kind in PROCESSES if title.startswith(f"ray::{kind}")), None)
         if name is not None:
-            yield name, pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            yield name, round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
-def thirds(sizes: list[float]) -> list[float]:
-    """The medians of the first and of the last third."""
-    third = max(1, len(sizes) // 3)
-    return [round(statistics.median(part), 1) for part in (sizes[:third], sizes[-third:])]
+def by_minute(sizes: list[float]) -> list[float]:
+    """The largest of each minute."""
+    minute = int(60 / SAMPLE_S)
+    return [max(sizes[at : at + minute]) for at in range(0, len(sizes), minute)]
 
 
 if __name__ == "__main__":
