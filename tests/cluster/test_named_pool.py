@@ -292,7 +292,7 @@ def test_names_are_found_once_and_only_while_the_pool_lives(
     with pytest.raises(PoolClosedError, match="This object is closed"):
         pool.score(["a"])
     with pytest.raises(ModelError):
-        RewardPool(tiny_model + "-that-is-nowhere", name="brief")
+        RewardPool(tiny_model + "-that-is-nowhere", name="brief", num_actors=1)
     with RewardPool(tiny_model, seed=42, name="brief", num_actors=1, num_cpus_per_actor=1) as pool:
         assert len(pool.score(["a"])) == 1
 

@@ -183,7 +183,7 @@ def test_model_errors_come_through_as_they_are(ray_cluster: Any, tiny_model: str
     with pytest.raises(ConfigError, match="positions for: 256"):
         RewardPool(tiny_model, seed=1, max_length=1000, num_actors=1, num_cpus_per_actor=1)
     with pytest.raises(ModelError, match="does not exist"):
-        RewardPool("/nowhere/at/all", seed=1)
+        RewardPool("/nowhere/at/all", seed=1, num_actors=1, num_cpus_per_actor=1)
 
 
 def test_closed_pool_says_so(ray_cluster: Any, tiny_model: str) -> None:

@@ -124,14 +124,10 @@ def test_blocks_that_hold_nothing_are_scored_as_what_they_would_hold(
     assert {**row, **rewards, "reward_status": status}.items() <= found.items()
 
 
-def test_columns_that_are_there_already_end_the_execution(
-    ray_cluster: Any, tiny_model: str
-) -> None:
-    from ray.exceptions import RayTaskError
-
-    told = "already has the columns reward, which scoring would add"
-    with pytest.raises(RayTaskError, match=told):
-        scored(read_items([{"text": "a", "reward": 0.5}]), model=tiny_model, seed=42).take_all()
+def test_columns_that_are_there_already_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
+    batch = pa.table({"text": ["a"], "reward": [0.5]})
+    with pytest.raises(DataError, match="already has the columns reward, which scoring would add"):
+        in_worker(lambda: RewardScorer(tiny_model, seed=42)(batch))
 
 
 def test_columns_of_no_known_row_format_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
