@@ -160,8 +160,9 @@ class Chaos:
         command += ["--num-cpus-per-actor", "1", "--ray-address", self.machines.address]
         # looks at the weights after every shard, so that parts are there early on
         command += ["--recheck-share", "1", "--placement-timeout-s", "120"]
-        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=ROOT, **output)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
 
     def disturb(self, driver: subprocess.Popen[bytes], deadline: Deadline) -> None:
         """Kills one thing after the other until the driver has ended."""

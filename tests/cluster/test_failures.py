@@ -77,12 +77,12 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_rows_that_kill_get_no_reward_and_all_others_get_theirs(
     tiny_model: str, tmp_path: Path
 ) -> None:
-    source = write_rows(tmp_path / "rows.parquet", 12, {5: "KILL"})
-    calm = write_rows(tmp_path / "calm.parquet", 12)
+    source = write_rows(tmp_path / "rows.parquet", 24, {5: "KILL"})
+    calm = write_rows(tmp_path / "calm.parquet", 24)
     settings: dict[str, Any] = {"num_actors": 1, "num_cpus_per_actor": 1, "max_attempts": 2}
     with RewardPool(tiny_model, seed=42, **settings) as pool:
-        report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=2, max_failed_rows=1)
-        pool.score_dataset(calm, tmp_path / "calm", rows_per_shard=2)
+        report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=4, max_failed_rows=1)
+        pool.score_dataset(calm, tmp_path / "calm", rows_per_shard=4)
     assert report.tally.failed == {"poison": 1}
     found, expected = rows_of(tmp_path / "out"), rows_of(tmp_path / "calm")
     assert found[5]["reward_status"] == "poison"
@@ -221,7 +221,7 @@ def test_actors_join_and_leave_with_their_machines(
 @pytest.mark.timeout(600)
 def test_chaos_loses_nothing_repeats_nothing_and_changes_no_byte(tmp_path: Path) -> None:
     """The short form of the benchmark."""
-    command = [sys.executable, str(CHAOS), "--kills", "4", "--rows", "400", "--seed", "1"]
+    command = [sys.executable, str(CHAOS), "--kills", "6", "--rows", "400", "--seed", "1"]
     done = subprocess.run(
         [*command, "--result", str(tmp_path / "chaos.json")], capture_output=True, text=True
     )

@@ -234,6 +234,7 @@ def test_score_command_ends_with_3_when_rows_fail_unless_told_that_it_is_fine(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--max-length", "257"), "positions for: 256"),
         (("--head", "trained"), "no trained head"),
         (("--model", "/nowhere/at/all"), "does not exist"),
         (("--model", str(Path(__file__).parent)), "is no checkpoint"),

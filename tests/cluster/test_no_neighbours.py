@@ -1,7 +1,4 @@
-"""G3, no neighbours: a row has the same bits in every way in, among any others.
-
-For one decoder and one encoder; `tests/model/test_flat.py` has the other models.
-"""
+"""G3, no neighbours: a row has the same bits in every way in, among any others."""
 
 from __future__ import annotations
 
@@ -28,7 +25,9 @@ BUDGETS = (100, 2_048)
 """Tokens in a batch: less than most groups of the test take, and more."""
 
 
-@pytest.fixture(scope="module", params=["llama-float32", "bert-bfloat16"])
+@pytest.fixture(
+    scope="module", params=["llama-float32", "llama-bfloat16", "gemma2-float32", "bert-float32"]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A checkpoint and its dtype."""
     from tiny import make_checkpoint

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(200)]
 TWO = {"seed": 42, "num_actors": 2, "num_cpus_per_actor": 0.5}
 REFUSE: Any = {**TWO, "max_attempts": 1}
-"""For actors that will not do however often they are replaced."""
+"""Nothing is tried again."""
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,10 @@ def test_g1_replacement_that_holds_another_model_gets_no_work(
     from tiny import make_checkpoint
 
     shutil.copytree(tiny_model, tmp_path / "model")
-    settings: Any = {**TWO, "num_actors": 1, "max_attempts": 2}
-    with RewardPool(str(tmp_path / "model"), **settings) as pool:
+    with RewardPool(str(tmp_path / "model"), seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
         make_checkpoint(tmp_path / "model", weights_seed=2)
         kill(pool, 0)
-        with pytest.raises(DeterminismError, match=r"actor 0: body.*\n.*\n2 actors in this place"):
+        with pytest.raises(DeterminismError, match=r"actor 0: body.*\n.*\n3 actors in this place"):
             pool.score(TEXTS)
 
 
@@ -133,8 +132,8 @@ def test_g1_start_gives_up_where_replacing_does_not_help(
 ) -> None:
     started = start_with(monkeypatch, other_seed_for(lambda actor: actor == 1))
     with pytest.raises(DeterminismError, match=r"actor 1: head(.|\n)*replacing them does not help"):
-        RewardPool(tiny_model, **{**REFUSE, "max_attempts": 2})
-    assert started == [0, 1, 1]
+        RewardPool(tiny_model, **TWO)
+    assert started == [0, 1, 1, 1]
 
 
 @pytest.fixture(scope="module")

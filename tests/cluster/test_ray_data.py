@@ -69,7 +69,7 @@ def as_table(dataset: Any) -> pa.Table:
 
 @pytest.mark.parametrize(
     ("rows", "workers"),
-    [("pairs", 3), ("completions", 1), ("conversations", 1), ("text", 1)],
+    [("pairs", 1), ("pairs", 3), ("completions", 2), ("conversations", 1), ("text", 2)],
 )
 def test_g1_g3_pipeline_gives_the_columns_and_the_bits_of_a_job(
     pool: RewardPool, tiny_model: str, tmp_path: Path, rows: str, workers: int
@@ -124,10 +124,14 @@ def test_blocks_that_hold_nothing_are_scored_as_what_they_would_hold(
     assert {**row, **rewards, "reward_status": status}.items() <= found.items()
 
 
-def test_columns_that_are_there_already_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
-    batch = pa.table({"text": ["a"], "reward": [0.5]})
-    with pytest.raises(DataError, match="already has the columns reward, which scoring would add"):
-        in_worker(lambda: RewardScorer(tiny_model, seed=42)(batch))
+def test_columns_that_are_there_already_end_the_execution(
+    ray_cluster: Any, tiny_model: str
+) -> None:
+    from ray.exceptions import RayTaskError
+
+    told = "already has the columns reward, which scoring would add"
+    with pytest.raises(RayTaskError, match=told):
+        scored(read_items([{"text": "a", "reward": 0.5}]), model=tiny_model, seed=42).take_all()
 
 
 def test_columns_of_no_known_row_format_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
