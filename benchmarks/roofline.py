@@ -4,8 +4,9 @@
 
 On a CPU with two threads. Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: pairs
 of hh-harmless-test where they lie beside the checkout, else the example pairs, others in every
-pass. FLOPs of a pass = 2 · parameters of the body's linear layers · tokens run, the filling of the
-stream included; what attention multiplies is not counted.
+pass. FLOPs of a pass = 2 · parameters · rows of each linear layer of the body, as it was called,
+the filling of the stream included; what attention multiplies is not counted. Freed memory is kept,
+as in an actor.
 
 The bare products are those of the body's linear layers, each shape as often as it occurs, 2,048
 rows at a time: by `F.linear`, and by oneDNN with weights that were put into its order beforehand.
@@ -21,6 +22,7 @@ takes time itself, so look at the shares, not at the seconds.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import statistics
 import time
@@ -47,6 +49,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 
 from rayreward import ModelConfig, Scorer
+from rayreward.allocator import FreedMemory
 from rayreward.packing import PackedLinear
 from rayreward.types import Group, Text
 
@@ -65,12 +68,15 @@ Groups = list[list[Text]]
 
 
 class Counting:
-    """Stands where a scorer's batches run; counts the tokens that do."""
+    """Counts what a scorer's linear layers multiply, and the tokens that run."""
 
     def __init__(self, scorer: Scorer) -> None:
         if scorer._model.layout != "flat":
-            raise SystemExit("The flat stream is not taken here; its tokens can't be counted.")
-        self.tokens = 0
+            raise SystemExit("The flat stream is not taken here; its layers can't be counted.")
+        self.flops = self.tokens = 0
+        for module in scorer._model._module.modules():
+            if isinstance(module, PackedLinear):
+                module.register_forward_hook(self._count)
         self._multiple = scorer._model.stream_multiple
         self._rewards = scorer._rewards
         scorer._rewards = self  # type: ignore[assignment]
@@ -78,6 +84,10 @@ class Counting:
     def __call__(self, batch: Sequence[Group]) -> Any:
         self.tokens += stream_tokens(batch, self._multiple)
         return self._rewards(batch)
+
+    def _count(self, layer: PackedLinear, args: tuple[torch.Tensor], _result: Any) -> None:
+        rows = args[0].numel() // args[0].shape[-1]
+        self.flops += 2 * rows * math.prod(layer.weight.shape)
 
 
 class Products:
@@ -125,6 +135,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULTS / "roofline.json")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
+    FreedMemory().keep()
     source, rows = pairs(arguments.pairs * arguments.passes)
     groups = [[Text("", row.get("prompt", "") + row[side]) for side in SIDES] for row in rows]
     passes = [groups[at : at + arguments.pairs] for at in range(0, len(groups), arguments.pairs)]
@@ -143,7 +154,6 @@ def main() -> None:
 
 def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
     shapes = linear_shapes(AutoConfig.from_pretrained(model))
-    flops_a_token = 2 * sum(rows * columns * n for (rows, columns), n in shapes.items())
     products = Products(shapes, getattr(torch, dtype))
     scorer = Scorer.load(ModelConfig(model=model, seed=42, dtype=dtype), "cpu")
     counting = Counting(scorer)
@@ -156,15 +166,15 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
         for way, arrange in ways.items():
             for name, rate in products.rates().items():
                 rates.setdefault(name, []).append(rate)
-            counting.tokens = 0
+            counting.tokens = counting.flops = 0
             taken = timed(partial(scorer.score_groups, arrange(groups)))
             seconds.setdefault(way, []).append(taken)
-            rates.setdefault(way, []).append(flops_a_token * counting.tokens / taken)
+            rates.setdefault(way, []).append(counting.flops / taken)
             tokens[way] += counting.tokens
     bare = {name: rates.pop(name) for name in list(rates) if name not in ways}
     return {
         "dtype": dtype,
-        "linear_parameters": flops_a_token // 2,
+        "linear_parameters": sum(math.prod(shape) * n for shape, n in shapes.items()),
         "products_gflops": {n: round(statistics.median(r) / 1e9, 1) for n, r in bare.items()},
         "ways": [
             {

@@ -7,14 +7,16 @@ begins and ends (`rayreward.attention`). It is a function registered with transf
 interface, so that any model which calls that interface can run this way.
 
 Where a token sees what follows it, as in an encoder, no prefix is shared. The stream is filled up
-to a multiple of 16 tokens: below 8 rows, BLAS takes other kernels for a matrix product.
+to a multiple of 16 tokens, and so are the tokens that go on after the last attention
+(`rayreward.narrowing`): below 8 rows, BLAS takes other kernels for a matrix product.
 
 Knows torch and the attention interface; does not know text, heads or how a batch was chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
+from rayreward.narrowing import Narrowing
 from rayreward.types import Group
 
 ATTENTION = "rayreward_flat"
@@ -41,20 +44,24 @@ class Stream:
         positions: `(1, T)`, as the model's embeddings count them in each text.
         texts: For each text, the places of its tokens in the stream.
         attention: Who sees whom.
+        multiple: What numbers of tokens are filled up to a multiple of.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     texts: tuple[Index, ...]
     attention: Attention
+    multiple: int
 
 
 @dataclass(slots=True)
 class _Pass:
-    """A forward pass over a stream, and whether attention was called in it."""
+    """A forward pass over a stream, and how often attention was called in it."""
 
     stream: Stream
-    attended: bool = False
+    last: int | None
+    narrowing: Narrowing
+    attended: int = 0
 
 
 _current: ContextVar[_Pass] = ContextVar("pass")
@@ -105,31 +112,67 @@ def lay_out(
         positions=on_device(device, np.array([positions + [0] * filling])),
         texts=tuple(texts),
         attention=make_attention(kernel, texts, owned_from, device, causal=causal),
+        multiple=multiple,
     )
 
 
-def run(module: PreTrainedModel, stream: Stream) -> None:
+def run(
+    module: PreTrainedModel,
+    stream: Stream,
+    caught: Callable[[Callable[[], object]], torch.Tensor],
+    pooled: Sequence[int],
+    last_attention: int | None = None,
+) -> tuple[torch.Tensor, int]:
     """Runs a model's own forward over a stream, as if it were a batch of one row.
+
+    Args:
+        module: The model.
+        stream: What it runs over.
+        caught: Runs a forward pass and returns what reached the head.
+        pooled: For each text, the position of the token that its reward comes from.
+        last_attention: After how many calls of attention only those tokens go on; null for never.
+
+    Returns:
+        What reached the head of each text, `(N, H)`, and how often attention was called.
 
     Raises:
         ValueError: The model's attention is of the other kind than the stream's, or is not called
             by way of transformers' attention interface.
     """
+    places = [text[at] for text, at in zip(stream.texts, pooled, strict=True)]
+    wanted = _filled(stream, places)
+    current = _Pass(stream, last_attention, Narrowing(stream.ids.shape[1], wanted))
+    with _attending(module, current), current.narrowing, _OnStream(stream):
+        hidden = caught(
+            lambda: module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
+        )
+    if not current.attended:
+        raise ValueError("the model never called the attention interface")
+    if hidden.dim() == 3:  # else an encoder has pooled already
+        hidden = hidden[0] if current.narrowing.begun else hidden[0, wanted]
+    return hidden[: len(places)], current.attended
+
+
+@contextlib.contextmanager
+def _attending(module: PreTrainedModel, current: _Pass) -> Iterator[None]:
+    """Inside, the model's attention is that of a pass."""
     configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
     before = [config._attn_implementation for config in configs]
-    current = _Pass(stream)
     token = _current.set(current)
     try:
         for config in configs:
             config._attn_implementation = ATTENTION
-        with _OnStream(stream):
-            module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
+        yield
     finally:
         _current.reset(token)
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
-    if not current.attended:
-        raise ValueError("the model never called the attention interface")
+
+
+def _filled(stream: Stream, places: Sequence[int]) -> torch.Tensor:
+    """`(M,)` places, filled up to the stream's multiple by repeating the last one."""
+    filling = (0, -len(places) % stream.multiple)
+    return on_device(stream.ids.device, np.pad(np.array(places), filling, mode="edge"))
 
 
 class _OnStream(TorchFunctionMode):
@@ -142,9 +185,7 @@ class _OnStream(TorchFunctionMode):
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
-        firsts = np.array([text[0] for text in stream.texts])
-        firsts = np.pad(firsts, (0, -len(firsts) % ROWS_MULTIPLE), mode="edge")
-        self._firsts = on_device(stream.ids.device, firsts)
+        self._firsts = _filled(stream, [text[0] for text in stream.texts])
         self._tokens = stream.ids.shape[1]
 
     def __torch_function__(
@@ -195,12 +236,16 @@ def _attention(
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
     current = _current.get()
-    current.attended, attention = True, current.stream.attention
+    attention = current.stream.attention
     if attention.causal != (module.is_causal if is_causal is None else is_causal):
         raise ValueError("the stream was laid out for attention of the other kind")
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
     score = Score(scaling, sliding_window, softcap)
-    return attention.attend(queries, keys, values, score)[None], None
+    attended = attention.attend(queries, keys, values, score)[None]
+    current.attended += 1
+    if current.attended == current.last:
+        current.narrowing.begin()
+    return attended, None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -92,17 +92,24 @@ class Head:
         name, last = _last_layer(model, base_prefix)
         self._weight = last.weight.detach()
         self._bias = None if last.bias is None else last.bias.detach()
-        self._catch = _Catch()
-        _replace(model, name, self._catch)
+        _replace(model, name, _Catch())
         for module in _roots(model, base_prefix):
             module.register_forward_pre_hook(_to_float32)
 
     def caught(self, forward: Callable[[], object]) -> torch.Tensor:
-        """Runs a forward pass; returns what reached the last layer, `(B, H)` or `(B, L, H)`."""
-        forward()
-        caught, self._catch.seen = self._catch.seen, None
-        assert caught is not None, "the forward pass never reached the head"
-        return caught
+        """Runs a forward pass up to the last layer; returns what it gets.
+
+        Returns:
+            `(B, H)`, or `(B, L, H)` where the model pools after its head.
+
+        Raises:
+            ValueError: The forward pass never reaches the head.
+        """
+        try:
+            forward()
+        except _Caught as caught:
+            return caught.hidden
+        raise ValueError("the forward pass never reached the head")
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
         """Applies the last layer row by row in float64, then rounds to float32.
@@ -124,16 +131,19 @@ class Head:
         return rewards.float()
 
 
-class _Catch(nn.Module):
-    """Stands where the last layer stood; keeps its input and answers zeros of the right shape."""
+class _Caught(Exception):
+    """Ends a forward pass at the head: nobody needs what comes after."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()
-        self.seen: torch.Tensor | None = None
+        self.hidden = hidden
+
+
+class _Catch(nn.Module):
+    """Stands where the last layer stood, and hands out what it gets."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.seen = hidden
-        return hidden.new_zeros((*hidden.shape[:-1], 1))
+        raise _Caught(hidden)
 
 
 def _last_layer(model: nn.Module, base_prefix: str) -> tuple[str, nn.Linear]:

@@ -12,6 +12,9 @@ from rayreward.errors import ModelError
 from rayreward.model import RewardModel, trial_groups
 from rayreward.types import Group
 
+_CROWD = 6
+"""Times as many texts, of one token each: more than what numbers of texts are filled up to."""
+
 
 def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens: int) -> str:
     """Tries G3, and takes what keeps it where the settings insist on it.
@@ -51,10 +54,12 @@ def find_dependence(model: RewardModel) -> tuple[str, ...]:
     """
     groups = trial_groups(model)
     singles = [Group((), (text,)) for group in groups for text in group.texts]
+    crowd = [Group((), (text[:1],)) for group in singles for text in group.texts] * _CROWD
     expected = _rewards(model, singles, at_once=1)
     reverse = _rewards(model, singles[::-1], at_once=len(singles) // 2)[::-1]
+    together = _rewards(model, singles + crowd, at_once=len(singles + crowd))
     trials = {
-        "in a crowd": _rewards(model, singles, at_once=len(singles)),
+        "in a crowd": together[: len(singles)],
         "in another order, with other neighbours": reverse,
     }
     if model.layout == "flat":

@@ -131,7 +131,7 @@ class Scorer:
             values |= self._values([Group((), (text,)) for text in beside], time_spent)
         return [
             [
-                item if isinstance(item, Failure) else _outcome(values[item.ids], item)
+                item if isinstance(item, Failure) else _outcome(values[self._needed(item)], item)
                 for item in group
             ]
             for group in encoded
@@ -168,8 +168,11 @@ class Scorer:
     def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[Group]:
         """Groups of what has tokens, each text once; of one text where nothing is shared."""
         found = (item for members in encoded for item in members)
-        texts = dict.fromkeys(item.ids for item in found if isinstance(item, Tokens))
+        texts = dict.fromkeys(self._needed(item) for item in found if isinstance(item, Tokens))
         return share_prefixes(texts) if self._shares else [Group((), (text,)) for text in texts]
+
+    def _needed(self, tokens: Tokens) -> tuple[int, ...]:
+        return self._model.needed(tokens.ids)
 
     @property
     def _shares(self) -> bool:

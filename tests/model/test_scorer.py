@@ -43,6 +43,22 @@ def test_score_agrees_with_transformers_one_row_at_a_time(scorer: Scorer, tiny_m
     )
 
 
+def test_tokens_after_the_pooled_one_are_not_computed(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EOS, appended, that doubles as padding, and padding in the text itself."""
+    subject = Scorer.load(ModelConfig(model=tiny_model, seed=42, pad_token="</s>"))
+    batches: list[Any] = []
+    honest = subject._rewards
+    monkeypatch.setattr(subject, "_rewards", lambda batch: batches.append(batch) or honest(batch))
+    outcomes = subject.score([Text("", text) for text in ("It is true.", "It is true.</s></s>")])
+    [[group]] = batches
+    [text] = group.texts
+    assert text[-1] != subject._model.pad_id
+    assert len(set(values(outcomes))) == 1
+    assert [outcome.tokens for outcome in outcomes] == [len(text) + 1, len(text) + 2]
+
+
 def test_score_keeps_the_rows_order(scorer: Scorer) -> None:
     samples = [Text("", text) for text in TEXTS]
     assert values(scorer.score(samples[::-1])) == pytest.approx(
