@@ -34,6 +34,8 @@ WITHOUT: dict[str, str] = {
     "weights in oneDNN's order": "weights in plain order, by F.linear",
     "a kernel of our own for attention": "blocks, by SDPA's kernel",
     "prefixes once": "prefixes again for each text",
+    "pooled tokens only, after the last attention": "all tokens",
+    "nothing after the pooled token": "an EOS that is looked past",
     "8,192 tokens a batch": "2,048 tokens",
     "all of it, and no padding": "transformers' own forward, padded and sorted by length",
 }
@@ -97,11 +99,21 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         ):
             return rewards(plain, rows)
 
+    def all_tokens(rows: list[list[Text]]) -> list[float]:
+        with patch.object(ours._model, "_last_attention", None):
+            return rewards(ours, rows)
+
+    def whole_texts(rows: list[list[Text]]) -> list[float]:
+        with patch.object(ours._model, "needed", lambda ids: ids):
+            return rewards(ours, rows)
+
     ways: dict[str, Callable[[list[list[Text]]], list[float]]] = {
         "": lambda rows: rewards(ours, rows),
         "weights in oneDNN's order": lambda rows: rewards(plain, rows),
         "a kernel of our own for attention": lambda rows: rewards(blocks, rows),
         "prefixes once": lambda rows: rewards(unshared, rows),
+        "pooled tokens only, after the last attention": all_tokens,
+        "nothing after the pooled token": whole_texts,
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
         "all of it, and no padding": padded,
     }

@@ -9,6 +9,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+PROVE = "prove"
+"""The actor method whose result is a proof."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -18,6 +21,11 @@ class Task:
     name: str
     method: str
     args: tuple[Any, ...] = ()
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether it does nothing but look at the weights."""
+        return self.method == PROVE
 
 
 @dataclass(frozen=True, slots=True)
