@@ -6,9 +6,9 @@ dispatcher's (`rayreward.dispatch`). Does not know Ray.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rayreward.events import Alive, Done, Task
@@ -41,6 +41,7 @@ class Assignments:
         self._watch = Watch(clock, silent_after_s)
         self._tasks: dict[int, OrderedDict[Any, Task]] = {}
         self._holders: dict[Any, int] = {}
+        self._at: defaultdict[int, dict[int, None]] = defaultdict(dict)  # so many tasks: in order
         self._doubled: set[Hashable] = set()
 
     def __contains__(self, ticket: Any) -> bool:
@@ -53,10 +54,12 @@ class Assignments:
     def join(self, actor: int) -> None:
         """An actor may be handed tasks from now on."""
         self._tasks[actor] = OrderedDict()
+        self._at[0][actor] = None
 
     def leave(self, actor: int) -> list[Task]:
         """An actor is handed no more; returns what it was at."""
         tasks = self._tasks.pop(actor)
+        del self._at[len(tasks)][actor]
         for ticket in tasks:
             del self._holders[ticket]
             self._watch.ended(actor, ticket, done=False)
@@ -65,7 +68,9 @@ class Assignments:
 
     def add(self, actor: int, ticket: Any, task: Task) -> None:
         """A task has been handed to an actor."""
-        self._tasks[actor][ticket] = task
+        tasks = self._tasks[actor]
+        tasks[ticket] = task
+        self._move(actor, len(tasks) - 1)
         self._holders[ticket] = actor
         self._watch.began(actor, ticket)
 
@@ -73,7 +78,10 @@ class Assignments:
         """A call is over, done or forgotten; returns the actor and the task."""
         actor = self._holders.pop(ticket)
         self._watch.ended(actor, ticket, done=done)
-        return actor, self._tasks[actor].pop(ticket)
+        tasks = self._tasks[actor]
+        task = tasks.pop(ticket)
+        self._move(actor, len(tasks) + 1)
+        return actor, task
 
     def clear(self) -> list[Any]:
         """Forgets all calls, and returns their tickets."""
@@ -88,8 +96,8 @@ class Assignments:
         return self._tasks[actor].values()
 
     def actors_with(self, number: int) -> list[int]:
-        """Who is at so many tasks."""
-        return [actor for actor, tasks in self._tasks.items() if len(tasks) == number]
+        """Who is at so many tasks: who has been for longest comes first."""
+        return list(self._at[number])
 
     def keys(self) -> set[Hashable]:
         """Of all tasks that somebody is at."""
@@ -120,7 +128,12 @@ class Assignments:
 
     def silent(self) -> list[int]:
         """Busy actors that have not got on for too long."""
-        return self._watch.silent([actor for actor, tasks in self._tasks.items() if tasks])
+        return self._watch.silent(actor for actor, tasks in self._tasks.items() if tasks)
+
+    def _move(self, actor: int, before: int) -> None:
+        """An actor had so many tasks before."""
+        del self._at[before][actor]
+        self._at[len(self._tasks[actor])][actor] = None
 
 
 class Unproven:
@@ -135,7 +148,7 @@ class Unproven:
 
     def leave(self, actor: int) -> list[Result]:
         """An actor was found bad, or is gone; returns what it has not proven, as void."""
-        return [replace(result, proven=False) for _, result in self._results.pop(actor)]
+        return [Result(r.task, r.value, proven=False) for _, r in self._results.pop(actor)]
 
     def add(self, actor: int, event: Done, results: Iterable[Result]) -> None:
         """Results have come in."""
@@ -144,8 +157,8 @@ class Unproven:
     def prove(self, actor: int, looked_s: float) -> list[Result]:
         """An actor was sound at a time by its clock; returns what that proves."""
         results = self._results[actor]
-        self._results[actor] = [(at, result) for at, result in results if at > looked_s]
-        return [replace(result, proven=True) for at, result in results if at <= looked_s]
+        self._results[actor] = [(at, r) for at, r in results if at > looked_s]
+        return [Result(r.task, r.value, proven=True) for at, r in results if at <= looked_s]
 
     def actors(self) -> list[int]:
         """Who has something to prove."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -143,7 +143,7 @@ class Watch:
         """An actor is no more."""
         self._signs.pop(actor, None)
 
-    def silent(self, busy: Collection[int]) -> list[int]:
+    def silent(self, busy: Iterable[int]) -> list[int]:
         """Which of the busy actors have not got on for too long."""
         now = self._clock()
         if now - self._looked < _LOOK_EVERY_S:
