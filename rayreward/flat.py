@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -56,12 +56,31 @@ class Stream:
 
 @dataclass(slots=True)
 class _Pass:
-    """A forward pass over a stream, and how often attention was called in it."""
+    """A forward pass over a stream.
+
+    Attributes:
+        stream: What it runs over.
+        wanted: `(M,)` places of the tokens that go on after the last attention.
+        last_attention: Its number, from 1; null where all tokens go on.
+        attended: How often attention was called so far.
+        narrowed: Whether only the wanted tokens are left.
+        modes: What is in force until the pass ends.
+    """
 
     stream: Stream
-    last: int | None
-    narrowing: Narrowing
+    wanted: torch.Tensor
+    last_attention: int | None
     attended: int = 0
+    narrowed: bool = False
+    modes: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def has_attended(self) -> None:
+        """Attention was called once more."""
+        self.attended += 1
+        tokens = self.stream.ids.shape[1]
+        if self.attended == self.last_attention and len(self.wanted) < tokens:
+            self.narrowed = True
+            self.modes.enter_context(Narrowing(tokens, self.wanted))
 
 
 _current: ContextVar[_Pass] = ContextVar("pass")
@@ -140,16 +159,17 @@ def run(
             by way of transformers' attention interface.
     """
     places = [text[at] for text, at in zip(stream.texts, pooled, strict=True)]
-    wanted = _filled(stream, places)
-    current = _Pass(stream, last_attention, Narrowing(stream.ids.shape[1], wanted))
-    with _attending(module, current), current.narrowing, _OnStream(stream):
+    current = _Pass(stream, _filled(stream, places), last_attention)
+    with _attending(module, current), current.modes:
+        if not stream.attention.causal:
+            current.modes.enter_context(_FirstTokens(stream))
         hidden = caught(
             lambda: module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
         )
     if not current.attended:
         raise ValueError("the model never called the attention interface")
     if hidden.dim() == 3:  # else an encoder has pooled already
-        hidden = hidden[0] if current.narrowing.begun else hidden[0, wanted]
+        hidden = hidden[0] if current.narrowed else hidden[0, current.wanted]
     return hidden[: len(places)], current.attended
 
 
@@ -175,7 +195,7 @@ def _filled(stream: Stream, places: Sequence[int]) -> torch.Tensor:
     return on_device(stream.ids.device, np.pad(np.array(places), filling, mode="edge"))
 
 
-class _OnStream(TorchFunctionMode):
+class _FirstTokens(TorchFunctionMode):
     """Answers `hidden[:, 0]`, what encoders pool by, with the first token of every text.
 
     They take it for the first token of each row in a batch, be it in the body, in the head or
@@ -242,9 +262,7 @@ def _attention(
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
     score = Score(scaling, sliding_window, softcap)
     attended = attention.attend(queries, keys, values, score)[None]
-    current.attended += 1
-    if current.attended == current.last:
-        current.narrowing.begin()
+    current.has_attended()
     return attended, None
 
 

@@ -17,28 +17,20 @@ from torch.utils._pytree import tree_map_only
 
 
 class Narrowing(TorchFunctionMode):
-    """Once `begin` was called, every operator gets `(1, M, …)` for its tensors `(1, T, …)`.
+    """While it is in force, operators get `(1, M, …)` for their tensors `(1, T, …)`.
 
     Shape legend: T tokens in a stream, of which M are wanted.
-
-    Attributes:
-        begun: Whether it was called, and M is not T.
     """
 
     def __init__(self, tokens: int, wanted: torch.Tensor) -> None:
         """
         Args:
             tokens: T.
-            wanted: `(M,)` places in the stream, on its device.
+            wanted: `(M,)` places in the stream, on its device; M is less than T.
         """
         super().__init__()
         self._tokens = tokens
         self._wanted = wanted
-        self.begun = False
-
-    def begin(self) -> None:
-        """From here on operators get the wanted tokens only."""
-        self.begun = self._tokens != len(self._wanted)
 
     def __torch_function__(
         self,
@@ -48,12 +40,12 @@ class Narrowing(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.begun and not self._shapes(args):
+        if not self._lays_out(args):
             args, kwargs = tree_map_only(torch.Tensor, self._narrow, (args, kwargs))
         return func(*args, **kwargs)
 
-    def _shapes(self, args: tuple[Any, ...]) -> bool:
-        """Whether this is `x.reshape(1, T, …)` or its like: it lays out what is narrowed next."""
+    def _lays_out(self, args: tuple[Any, ...]) -> bool:
+        """Whether this is `x.reshape(1, T, …)` or its like: what it gives is narrowed next."""
         match args:
             case (_, int(1), self._tokens, *_) | (_, (int(1), self._tokens, *_), *_):
                 return True
