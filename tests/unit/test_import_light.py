@@ -27,6 +27,7 @@ HEAVY = {
     "loading",
     "local",
     "model",
+    "narrowing",
     "packing",
     "oom",
     "pool",
