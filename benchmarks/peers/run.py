@@ -46,7 +46,7 @@ from process import THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from workloads import WORKLOADS, Groups, Rows
 
-from rayreward.packing import multiplies
+from rayreward.packing import can_pack, multiplies
 
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
@@ -93,7 +93,8 @@ def main() -> None:
 
 
 def multiplied_here() -> list[str]:
-    return ["float32", *(["bfloat16"] if multiplies(torch.bfloat16) else [])]
+    half = can_pack(torch.bfloat16) and multiplies(torch.bfloat16)
+    return ["float32", "bfloat16"] if half else ["float32"]
 
 
 def save_with_head(source: str, path: str, dtype: str) -> None:
