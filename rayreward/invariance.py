@@ -47,7 +47,7 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
 
 
 def find_dependence(model: RewardModel) -> tuple[str, ...]:
-    """Scores some made-up texts in several ways and compares the rewards bitwise.
+    """Compares rewards bitwise: alone, behind a crowd in the other order, with prefixes shared.
 
     Returns:
         The changes of company that moved a bit; none where G3 holds.
@@ -55,19 +55,15 @@ def find_dependence(model: RewardModel) -> tuple[str, ...]:
     groups = trial_groups(model)
     singles = [Group((), (text,)) for group in groups for text in group.texts]
     crowd = [Group((), (text[:1],)) for group in singles for text in group.texts] * _CROWD
-    expected = _rewards(model, singles, at_once=1)
-    reverse = _rewards(model, singles[::-1], at_once=len(singles) // 2)[::-1]
-    together = _rewards(model, singles + crowd, at_once=len(singles + crowd))
-    trials = {
-        "in a crowd": together[: len(singles)],
-        "in another order, with other neighbours": reverse,
-    }
+    expected = [reward for single in singles for reward in _rewards(model, [single])]
+    behind = _rewards(model, crowd + singles[::-1])[len(crowd) :]
+    trials = {"in other company": behind[::-1]}
     if model.layout == "flat":
-        trials["with a shared prefix"] = _rewards(model, groups, at_once=len(groups))
+        trials["with a shared prefix"] = _rewards(model, groups)
     return tuple(change for change, rewards in trials.items() if rewards != expected)
 
 
-def _rewards(model: RewardModel, groups: list[Group], *, at_once: int) -> list[float]:
-    at_once = 1 if model.layout == "single" else at_once
-    batches = [groups[start : start + at_once] for start in range(0, len(groups), at_once)]
+def _rewards(model: RewardModel, groups: list[Group]) -> list[float]:
+    """All at once, if the layout lets them be."""
+    batches = [[group] for group in groups] if model.layout == "single" else [groups]
     return [reward for batch in batches for reward in model.rewards(batch).tolist()]

@@ -228,17 +228,21 @@ class RewardModel:
 
 
 def trial_groups(model: RewardModel) -> list[Group]:
-    """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block."""
+    """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block.
+
+    Few, since a large model on slow cores takes seconds for a hundred tokens, before its first
+    reward.
+    """
     generator = np.random.default_rng(0)
 
     def draw(length: int) -> tuple[int, ...]:
         return tuple(generator.integers(0, model.vocabulary, length).tolist())
 
-    longest = min(100, model.loaded.max_positions or 100)
+    longest = min(70, model.loaded.max_positions or 70)
     return [
         Group((), (draw(1),)),
-        Group(draw(longest // 4), (draw(3), draw(longest // 2), ())),
-        Group(draw(longest // 4 * 3), (draw(2), draw(longest // 4))),
+        Group(draw(longest // 5), (draw(3), draw(5), ())),
+        Group(draw(longest // 5 * 4), (draw(2), draw(longest // 5))),
     ]
 
 

@@ -3,15 +3,16 @@
     python benchmarks/peers/run.py [--passes 2] [--dtype float32 bfloat16] [--workload pairs …]
                                    [--peers loop vllm_cpu …] [--result FILE]
 
-Both precisions where this processor multiplies bfloat16, else float32: without such instructions
-peers take five times as long in bfloat16.
+Both precisions where this processor multiplies bfloat16, else float32 and half as many rows:
+without such instructions peers take five times as long in bfloat16, and three times in float32.
 
 Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
 started once for each dtype. Every pass has other rows, which all get, one after the other, in
 another order each pass: a machine that slows down slows all of them down. Where a peer takes a
-batch size, it gets the one that was fastest on other rows of the workload. Who has not its turn is
-stopped, since some peers poll while they wait; when its turn comes it is first asked for two texts,
-untimed, since some systems take memory away from who has long been idle.
+batch size, it gets the one that was fastest on other rows of the workload; larger ones are tried
+as long as each is faster than the one before by a fiftieth. Who has not its turn is stopped, since
+some peers poll while they wait; when its turn comes it is first asked for one text, untimed, since
+some systems take memory away from who has long been idle.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
 ratio to RayReward within a pass. Rewards are compared, so that nobody wins by being wrong. A peer
@@ -26,12 +27,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,17 +42,17 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 import torch
+from environments import BUILD
 from hh import cpu_name
 from process import THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from workloads import WORKLOADS, Groups, Rows
-
-from rayreward.packing import can_pack, multiplies
+from workloads import WORKLOADS, Groups, Rows, multiplies_half
 
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
 OURS = "ours"
 PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != OURS)
+DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
 SEED = 42
 
 Json = dict[str, Any]
@@ -60,7 +61,7 @@ Json = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--dtype", nargs="+", default=multiplied_here())
+    parser.add_argument("--dtype", nargs="+", default=DTYPES)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/peers.json")
@@ -73,9 +74,9 @@ def main() -> None:
     rows = {name: Rows(WORKLOADS[name], arguments.passes, tokenizer) for name in arguments.workload}
     starts, runs = [], []
     for dtype in arguments.dtype:
-        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-            save_with_head(source.strip(), scratch, dtype)
-            workers, outcomes = start([OURS, *arguments.peers], scratch, stack)
+        with ExitStack() as stack:
+            checkpoint = save_with_head(source.strip(), dtype)
+            workers, outcomes = start([OURS, *arguments.peers], checkpoint, stack)
             starts += [{"dtype": dtype} | outcome for outcome in outcomes]
             for name in arguments.workload:
                 tell(f"{name}, {dtype}")
@@ -92,17 +93,17 @@ def main() -> None:
     print(as_markdown(result))
 
 
-def multiplied_here() -> list[str]:
-    half = can_pack(torch.bfloat16) and multiplies(torch.bfloat16)
-    return ["float32", "bfloat16"] if half else ["float32"]
+def save_with_head(source: str, dtype: str) -> str:
+    """Saves the checkpoint with its drawn head, so that everybody loads the same.
 
-
-def save_with_head(source: str, path: str, dtype: str) -> None:
-    """Saves the checkpoint with its drawn head, so that everybody loads the same."""
+    Always in the same place: what vLLM compiles is kept for it.
+    """
+    path = BUILD / "checkpoints" / dtype
     set_seed(SEED)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
     model.to(getattr(torch, dtype)).save_pretrained(path)
     AutoTokenizer.from_pretrained(source).save_pretrained(path)
+    return str(path)
 
 
 def start(
@@ -136,15 +137,15 @@ class Run:
         self._few = rows.few
         sizes = self.worker.batch_sizes
         self._ask(rows.few, sizes[0])
+        best = math.inf
         for size in sizes if len(sizes) > 1 else ():
-            if reply := self._ask(rows.some, size):
-                self.tried[size] = round(reply["asked_s"], 3)
-            if (
-                size >= rows.most
-                or self.failure
-                or self.tried[size] > 1.2 * min(self.tried.values())
-            ):
-                break  # larger ones would be the same, or are slower still
+            reply = self._ask(rows.some, size)
+            if reply is None:
+                break
+            self.tried[size] = round(reply["asked_s"], 3)
+            if reply["asked_s"] > 0.98 * best or size >= rows.most:
+                break  # larger ones are slower still, or the same
+            best = reply["asked_s"]
         self.batch_size = min(self.tried, key=self.tried.__getitem__, default=sizes[0])
 
     def score(self, groups: Groups) -> None:

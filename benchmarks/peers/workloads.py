@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
+
+from rayreward.packing import can_pack, multiplies
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "formats" / "pairs_text.parquet"
 HH = ROOT.parent / "shared" / "data" / "hh-harmless-test.jsonl.gz"
 """`harmless-base/test.jsonl.gz` of hh-rlhf (MIT), which is not part of this project."""
 
+
+def multiplies_half() -> bool:
+    """Whether this processor multiplies bfloat16."""
+    return can_pack(torch.bfloat16) and multiplies(torch.bfloat16)
+
+
 SOME = "the of and to in is that for it was on are as with be this from or have by not but"
 WORDS = SOME.split()
 """Each is one token with the space before it."""
 
-PAIRS = 12
-"""Of a pass. It and its like are chosen so that all peers and workloads take some 20 minutes."""
+PAIRS = 12 if multiplies_half() else 6
+"""Of a pass. It and its like are chosen so that all peers and workloads take less than 20 minutes:
+half as many rows where the processor is old, and there in float32 only."""
 
 Groups = list[list[str]]
 
 LARGE_BATCH = 16
-"""Texts that a choice of batch size is made on, about."""
+MANY_TOKENS = 2_048
+"""What a choice of batch size is made on, about: one large batch, or this many tokens."""
 
 REHEARSAL = 999
 """The pass whose rows are for warming up and for choosing a batch size."""
@@ -45,8 +55,8 @@ class Rows:
 
     Attributes:
         passes: The groups of each pass.
-        few: A group to warm up on, of two texts at most.
-        some: Groups to choose a batch size on: enough for one large batch.
+        few: One text to warm up on.
+        some: Groups to choose a batch size on.
         most: Texts in a pass.
     """
 
@@ -57,8 +67,8 @@ class Rows:
 
         self.passes = [groups(pass_) for pass_ in range(passes)]
         rehearsal = groups(REHEARSAL)
-        self.few = [rehearsal[0][:2]]
-        self.some = rehearsal[: math.ceil(LARGE_BATCH / len(rehearsal[0]))]
+        self.few = [rehearsal[0][:1]]
+        self.some = list(enough(rehearsal, tokenizer))
         self.most = max(sum(map(len, groups)) for groups in self.passes)
         self._says, self._tokenizer = workload.says, tokenizer
 
@@ -66,6 +76,20 @@ class Rows:
         texts = [[text for group in groups for text in group] for groups in self.passes]
         tokens = [sum(map(len, self._tokenizer(each)["input_ids"])) for each in texts]
         return {"says": self._says, "texts": [len(each) for each in texts], "tokens": tokens}
+
+
+def enough(groups: Groups, tokenizer: Any) -> Iterator[list[str]]:
+    """Groups, the last one perhaps in part, until they make one large batch or many tokens."""
+    texts = tokens = 0
+    for group in groups:
+        taken = []
+        for text in group:
+            if texts < LARGE_BATCH and tokens < MANY_TOKENS:
+                taken.append(text)
+                texts += 1
+                tokens += len(tokenizer(text)["input_ids"])
+        if taken:
+            yield taken
 
 
 def hh_pairs(pass_: int) -> Groups:
@@ -92,12 +116,12 @@ def completions(pass_: int) -> Groups:
 
 def long(pass_: int) -> Groups:
     dice = random.Random(pass_)
-    return [[words(dice, 1_024)] for _ in range(2)]
+    return [[words(dice, 1_024)] for _ in range(PAIRS // 6)]
 
 
 def short(pass_: int) -> Groups:
     dice = random.Random(pass_)
-    return [[words(dice, 32)] for _ in range(48)]
+    return [[words(dice, 32)] for _ in range(4 * PAIRS)]
 
 
 def words(dice: random.Random, count: int) -> str:
@@ -108,6 +132,6 @@ SOURCE = ("hh-harmless-test", hh_pairs) if HH.exists() else ("the examples", exa
 WORKLOADS = {
     "pairs": Workload(f"{PAIRS} pairs of {SOURCE[0]}, chosen and rejected", SOURCE[1]),
     "completions": Workload("8 completions of 64 tokens to a prompt of 512", completions),
-    "long": Workload("2 texts of 1,024 tokens", long),
-    "short": Workload("48 texts of 32 tokens", short),
+    "long": Workload(f"{PAIRS // 6} × a text of 1,024 tokens", long),
+    "short": Workload(f"{4 * PAIRS} texts of 32 tokens", short),
 }

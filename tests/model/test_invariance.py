@@ -37,7 +37,7 @@ def test_g3_holds_for_the_flat_stream_and_is_recorded(tmp_path: Path, architectu
 def test_g3_is_found_not_to_hold_for_padded_batches(tmp_path: Path) -> None:
     held = scorer(tmp_path, "bloom").fingerprint()
     assert held.layout == "padded"
-    assert held.batch_invariant.startswith("does not hold in a crowd")
+    assert held.batch_invariant.startswith("does not hold in other company")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "bloom", "llama"])
@@ -66,7 +66,7 @@ def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.M
         return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 5 else rewards
 
     monkeypatch.setattr(RewardModel, "rewards", shifted)
-    assert find_dependence(model) == ("in a crowd", "with a shared prefix")
+    assert find_dependence(model) == ("in other company", "with a shared prefix")
 
 
 def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
@@ -95,7 +95,7 @@ def test_g3_insisted_on_and_impossible_is_refused(
     monkeypatch.setattr(
         RewardModel, "rewards", lambda _, batch: dice.random(sum(len(g.branches) for g in batch))
     )
-    with pytest.raises(ModelError, match="change on this hardware in a crowd and in another order"):
+    with pytest.raises(ModelError, match="change on this hardware in other company"):
         scorer(tmp_path, batch_invariant=True)
 
 
