@@ -10,7 +10,7 @@ Knows transformers and torch devices; does not know text, files or Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -24,13 +24,13 @@ from rayreward.attention import Kernel, on_device
 from rayreward.flat import ROWS_MULTIPLE, lay_out, run
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
-from rayreward.packing import PackedLinear, pack_linear_layers
+from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
 from rayreward.types import Group
 
 HeadOrigin = Literal["trained", "seeded"]
 Layout = Literal["flat", "padded", "single"]
 
-_FLAT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far, relative to its length, a hidden state may be from transformers' own: well above what
 another order of summation does, well below what attending to the wrong tokens does."""
 
@@ -73,10 +73,7 @@ class RewardModel:
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.stream_multiple = ROWS_MULTIPLE
-        self.layout: Layout = "flat" if self._runs_flat() else "padded"
-        if self.layout == "flat" and self.device.type == "cpu":
-            prefix = module.base_model_prefix
-            pack_linear_layers(module, lambda name: not is_head(name, prefix))
+        self.layout: Layout = self._settle_layout()
 
     @property
     def attention(self) -> str:
@@ -161,22 +158,41 @@ class RewardModel:
         return hidden[rows, on_device(self.device, last)]
 
     @torch.inference_mode()
-    def _runs_flat(self) -> bool:
-        """Whether the flat stream gives what transformers' own forward gives, one text at a time.
+    def _settle_layout(self) -> Layout:
+        """Tries what is fastest first, and stays with what gives what transformers' own gives.
 
-        Tries each kernel, for attention as decoders have it and then as encoders do, and stays with
-        what is right. Only a trial can tell: some architectures pool in a way of their own, or mix
-        tokens outside of attention, and come out wrong without a word. The tolerance has to let
-        bfloat16 pass; what leaks from text to text moves bits when their order is turned round.
+        That is its forward pass with the weights as they were loaded, one text at a time. Only a
+        trial can tell: some architectures pool in a way of their own, mix tokens outside of
+        attention or take weights past their layers, and come out wrong without a word.
         """
         groups = trial_groups(self)
-        own = [self._pooled_padded([Group((), (text,))])[0] for g in groups for text in g.texts]
-        expected = torch.stack(own).float()
+        expected = self._own(groups)
+        if self.device.type == "cpu":
+            prefix = self._module.base_model_prefix
+            pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
+            if layout := self._right_layout(groups, expected):
+                return layout
+            unpack_linear_layers(self._module)
+        return self._right_layout(groups, expected) or "padded"
+
+    def _right_layout(self, groups: Sequence[Group], expected: torch.Tensor) -> Layout | None:
+        """The fastest layout that is right with the weights as they are now held.
+
+        Tries each kernel, for attention as decoders have it and then as encoders do. The tolerance
+        has to let bfloat16 pass; what leaks from text to text moves bits when their order is turned
+        round.
+        """
         for kernel, causal in product(self._kernels(), (True, False)):
             self._kernel, self._causal = kernel, causal
-            if self._comes_close(groups, expected):
-                return True
-        return False
+            if self._runs_flat(groups, expected):
+                return "flat"
+        own = _tried(self._own, groups)
+        return "padded" if own is not None and self._is_close(own, expected) else None
+
+    def _own(self, groups: Sequence[Group]) -> torch.Tensor:
+        """What reaches the head by transformers' own forward, one text at a time, `(N, H)`."""
+        texts = [text for group in groups for text in group.texts]
+        return torch.cat([self._pooled_padded([Group((), (text,))]) for text in texts]).float()
 
     def _kernels(self) -> tuple[Kernel, ...]:
         """What could compute attention here, the fastest first."""
@@ -188,30 +204,26 @@ class RewardModel:
             kernels.insert(0, "compiled")
         return tuple(kernels)
 
-    def _comes_close(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
+    def _runs_flat(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
         """Whether the stream is right, in either order; settles whether it is narrowed."""
         turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]
         self._last_attention = None
-        ours = self._tried(groups)
-        if ours is None or ours.shape != expected.shape:
-            return False
-        error = (ours - expected).norm(dim=1) / expected.norm(dim=1)
-        if not (error <= _FLAT_TOLERANCE[self._module.dtype]).all():
+        ours = _tried(self._pooled_flat, groups)
+        if ours is None or not self._is_close(ours, expected):
             return False
         narrow = self._causal and self.device.type == "cpu"
         for last_attention in (self._attentions, None) if narrow else (None,):
             self._last_attention = last_attention
-            again = self._tried(turned)
+            again = _tried(self._pooled_flat, turned)
             if again is not None and torch.equal(ours, again.flip(0)):
                 return True
         return False
 
-    def _tried(self, groups: Sequence[Group]) -> torch.Tensor | None:
-        """What reaches the head, `(N, H)`; null where the model can't run this way."""
-        try:
-            return self._pooled_flat(groups).float()
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return None
+    def _is_close(self, ours: torch.Tensor, expected: torch.Tensor) -> bool:
+        if ours.shape != expected.shape:
+            return False
+        error = (ours.float() - expected).norm(dim=1) / expected.norm(dim=1)
+        return bool((error <= _TOLERANCE[self._module.dtype]).all())
 
     def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))
@@ -225,6 +237,16 @@ class RewardModel:
     def _no_cache(self) -> dict[str, Any]:
         """Keeps decoders from building a key-value cache that nobody reads."""
         return {"use_cache": False} if hasattr(self._module.config, "use_cache") else {}
+
+
+def _tried(
+    way: Callable[[Sequence[Group]], torch.Tensor], groups: Sequence[Group]
+) -> torch.Tensor | None:
+    """What reaches the head, `(N, H)`; null where the model can't run this way."""
+    try:
+        return way(groups)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def trial_groups(model: RewardModel) -> list[Group]:

@@ -102,3 +102,21 @@ def pack_linear_layers(module: nn.Module, wanted: Callable[[str], bool]) -> None
             layer.weight = None  # type: ignore[assignment]  # frees it before the next is packed
         if layer in done:
             module.set_submodule(name, done[layer])
+
+
+def unpack_linear_layers(module: nn.Module) -> None:
+    """Puts plain layers back in the place of packed ones, bit for bit."""
+    done: dict[PackedLinear, nn.Linear] = {}
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if isinstance(layer, PackedLinear):
+            if layer not in done:
+                done[layer] = _plain_layer(layer)
+            module.set_submodule(name, done[layer])
+
+
+def _plain_layer(packed_layer: PackedLinear) -> nn.Linear:
+    plain = packed_layer.plain()
+    outputs, inputs = plain["weight"].shape
+    layer = nn.Linear(inputs, outputs, bias="bias" in plain, device="meta")
+    layer.load_state_dict(plain, assign=True)
+    return layer.requires_grad_(False)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, ENCODERS, FLAT, NOT_FLAT, make_checkpoint
 from transformers import AutoModelForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from rayreward import ModelConfig, Scorer
 from rayreward.checkpoint import open_checkpoint
@@ -21,6 +23,7 @@ from rayreward.flat import lay_out
 from rayreward.head import is_head
 from rayreward.loading import load_model
 from rayreward.model import Loaded, RewardModel
+from rayreward.packing import PackedLinear, can_pack
 from rayreward.types import Group, Text
 
 CPU = torch.device("cpu")
@@ -80,8 +83,16 @@ def classifier(architecture: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def reward_model(module: Any) -> RewardModel:
+    return RewardModel(module, 0, Loaded("seeded", "bfloat16", 256, "sdpa"))
+
+
 def layout(module: Any) -> str:
-    return RewardModel(module, 0, Loaded("seeded", "bfloat16", 256, "sdpa")).layout
+    return reward_model(module).layout
+
+
+def holds_packed_layers(model: RewardModel) -> bool:
+    return any(isinstance(layer, PackedLinear) for layer in model._module.modules())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,6 +113,25 @@ def test_what_never_calls_the_attention_interface_is_found_out_and_runs_padded(
     model = load(tmp_path, architecture, dtype)
     assert model.layout == "padded"
     assert not model.shares_prefixes
+    own_layers = architecture == "falcon"  # of a class of its own, not torch's
+    assert holds_packed_layers(model) == (can_pack(torch.float32) and not own_layers)
+
+
+def test_a_model_that_takes_weights_past_their_layers_has_them_in_plain_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert holds_packed_layers(reward_model(classifier("llama"))) == can_pack(torch.float32)
+    monkeypatch.setattr(
+        LlamaMLP,
+        "forward",
+        lambda mlp, x: F.linear(
+            mlp.act_fn(F.linear(x, mlp.gate_proj.weight)) * F.linear(x, mlp.up_proj.weight),
+            mlp.down_proj.weight,
+        ),
+    )
+    model = reward_model(classifier("llama"))
+    assert model.layout == "flat"
+    assert not holds_packed_layers(model)
 
 
 def test_what_pools_in_another_way_is_found_out_and_runs_padded() -> None:

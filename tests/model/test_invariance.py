@@ -34,10 +34,10 @@ def test_g3_holds_for_the_flat_stream_and_is_recorded(tmp_path: Path, architectu
     assert held.batch_invariant == "holds"
 
 
-def test_g3_is_found_not_to_hold_for_padded_batches(tmp_path: Path) -> None:
+def test_g3_is_not_said_to_hold_for_padded_batches(tmp_path: Path) -> None:
     held = scorer(tmp_path, "bloom").fingerprint()
     assert held.layout == "padded"
-    assert held.batch_invariant.startswith("does not hold in other company")
+    assert held.batch_invariant == "does not hold in padded batches"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "bloom", "llama"])

@@ -10,7 +10,7 @@ from tiny import make_checkpoint
 from torch import nn
 
 from rayreward import ModelConfig, Scorer
-from rayreward.packing import PackedLinear, can_pack, pack_linear_layers
+from rayreward.packing import PackedLinear, can_pack, pack_linear_layers, unpack_linear_layers
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.float32), reason="no oneDNN here: weights stay in plain order"
@@ -69,6 +69,22 @@ def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
     assert module["a"] is module["b"][0]
     assert type(module["b"][1]) is nn.Linear
     assert shared.weight is None  # freed, and not held twice
+
+
+@pytest.mark.parametrize("dtype", dtypes())
+def test_unpacked_layers_are_what_they_were(dtype: torch.dtype) -> None:
+    shared = nn.Linear(8, 8, dtype=dtype)
+    module = nn.ModuleList([shared, shared, nn.Linear(8, 3, bias=False, dtype=dtype)])
+    module.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    pack_linear_layers(module, lambda name: True)
+    unpack_linear_layers(module)
+    assert [type(layer) for layer in module] == [nn.Linear] * 3
+    assert module[0] is module[1]
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(tensor.requires_grad for tensor in module.parameters())
 
 
 def test_g1_packed_weights_have_the_hash_of_the_files(tmp_path: Path) -> None:
