@@ -170,13 +170,16 @@ class RewardModel:
         if self.device.type == "cpu":
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
-            if layout := self._right_layout(groups, expected):
-                return layout
+            if self._finds_kernel(groups, expected):
+                return "flat"
+            packed = _tried(self._own, groups)
+            if packed is not None and self._is_close(packed, expected):
+                return "padded"
             unpack_linear_layers(self._module)
-        return self._right_layout(groups, expected) or "padded"
+        return "flat" if self._finds_kernel(groups, expected) else "padded"
 
-    def _right_layout(self, groups: Sequence[Group], expected: torch.Tensor) -> Layout | None:
-        """The fastest layout that is right with the weights as they are now held.
+    def _finds_kernel(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
+        """Whether the stream is right by some kernel, with the weights as they are now held.
 
         Tries each kernel, for attention as decoders have it and then as encoders do. The tolerance
         has to let bfloat16 pass; what leaks from text to text moves bits when their order is turned
@@ -185,9 +188,8 @@ class RewardModel:
         for kernel, causal in product(self._kernels(), (True, False)):
             self._kernel, self._causal = kernel, causal
             if self._runs_flat(groups, expected):
-                return "flat"
-        own = _tried(self._own, groups)
-        return "padded" if own is not None and self._is_close(own, expected) else None
+                return True
+        return False
 
     def _own(self, groups: Sequence[Group]) -> torch.Tensor:
         """What reaches the head by transformers' own forward, one text at a time, `(N, H)`."""
