@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
 from rayreward import __version__
+from rayreward.sizes import Sizes
 from rayreward.types import Group
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,10 +71,10 @@ def linear_parameters(config: PretrainedConfig) -> int:
     return sum(rows * columns * count for (rows, columns), count in linear_shapes(config).items())
 
 
-def stream_tokens(batch: Iterable[Group], multiple: int) -> int:
-    """Tokens that a flat stream of these groups has, filled up to a multiple of some number."""
+def stream_tokens(batch: Iterable[Group], sizes: Sizes) -> int:
+    """Tokens that a flat stream of these groups has, filled up."""
     tokens = sum(len(group.prefix) + sum(map(len, group.branches)) for group in batch)
-    return tokens + -tokens % multiple
+    return sizes.filled(tokens)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def measure(model: str, dtype: Any) -> dict[str, Any]:
     scorer = Scorer.load(ModelConfig(model=model, seed=42, dtype=dtype))
     look_s = statistics.median(timed(scorer.prove) for _ in range(PASSES))
     trial_s = statistics.median(
-        timed(lambda: find_dependence(scorer._model)) for _ in range(PASSES)
+        timed(lambda: find_dependence(scorer._model, 8_192)) for _ in range(PASSES)
     )
     layouts: dict[str, list[float]] = {"flat": [], "padded": [], "single": []}
     for pass_ in range(PASSES):

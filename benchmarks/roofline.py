@@ -77,12 +77,12 @@ class Counting:
         for module in scorer._model._module.modules():
             if isinstance(module, PackedLinear):
                 module.register_forward_hook(self._count)
-        self._multiple = scorer._model.stream_multiple
+        self._sizes = scorer._model.sizes
         self._rewards = scorer._rewards
         scorer._rewards = self  # type: ignore[assignment]
 
     def __call__(self, batch: Sequence[Group]) -> Any:
-        self.tokens += stream_tokens(batch, self._multiple)
+        self.tokens += stream_tokens(batch, self._sizes)
         return self._rewards(batch)
 
     def _count(self, layer: PackedLinear, args: tuple[torch.Tensor], _result: Any) -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, fields
 from rayreward.errors import DeterminismError
 from rayreward.fingerprint import Environment, Fingerprint
 
-_COMPUTED = ("max_batch_tokens", "attention", "layout", "batch_invariant", "derived", "probe")
+_COMPUTED = (
+    "max_batch_tokens",
+    "attention",
+    "layout",
+    "compiled",
+    "batch_invariant",
+    "derived",
+    "probe",
+)
 """What follows from model and hardware together."""
 _MODEL = tuple(
     field.name for field in fields(Fingerprint) if field.name not in (*_COMPUTED, "environment")

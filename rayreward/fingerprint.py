@@ -83,6 +83,8 @@ class Fingerprint:
     """What computes it: a kernel of `rayreward.attention`, or transformers' function."""
     layout: str
     """`flat`, `padded` or `single` (`rayreward.model`)."""
+    compiled: bool
+    """Whether what layers do between their products is fused (`rayreward.fusing`)."""
     batch_invariant: str
     """G3 on this hardware: `holds`, `not tried`, or which change of company moved a bit."""
     derived: str

@@ -7,8 +7,8 @@ begins and ends (`rayreward.attention`). It is a function registered with transf
 interface, so that any model which calls that interface can run this way.
 
 Where a token sees what follows it, as in an encoder, no prefix is shared. The stream is filled up
-to a multiple of 16 tokens, and so are the tokens that go on after the last attention
-(`rayreward.narrowing`): below 8 rows, BLAS takes other kernels for a matrix product.
+to a number of tokens for which products are summed as for any other (`rayreward.sizes`), and so are
+the tokens that go on after the last attention (`rayreward.narrowing`).
 
 Knows torch and the attention interface; does not know text, heads or how a batch was chosen.
 """
@@ -29,10 +29,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
 from rayreward.narrowing import Narrowing
+from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Group
 
 ATTENTION = "rayreward_flat"
-ROWS_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Stream:
         positions: `(1, T)`, as the model's embeddings count them in each text.
         texts: For each text, the places of its tokens in the stream.
         attention: Who sees whom.
-        multiple: What numbers of tokens are filled up to a multiple of.
+        sizes: What numbers of tokens are filled up to.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     texts: tuple[Index, ...]
     attention: Attention
-    multiple: int
+    sizes: Sizes
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ def lay_out(
     kernel: Kernel = "blocks",
     causal: bool = True,
     padding_idx: int | None = None,
-    multiple: int = ROWS_MULTIPLE,
+    sizes: Sizes = ON_CPU,
 ) -> Stream:
     """Lays groups end to end.
 
@@ -106,7 +106,7 @@ def lay_out(
         causal: Whether a token sees those before it only. Where it sees all of its text, a prefix
             is not the same under two branches, and nothing is shared.
         padding_idx: Of the model's position embeddings, where they have one.
-        multiple: What the number of tokens is filled up to a multiple of.
+        sizes: What the number of tokens is filled up to.
     """
     if not causal:
         groups = [Group((), (text,)) for group in groups for text in group.texts]
@@ -125,13 +125,13 @@ def lay_out(
             owned_from.append(shared if number else 0)  # the first branch's text does the prefix
             ids.extend(branch)
             positions.extend(_positions(text, padding_idx)[shared:])
-    filling = -len(ids) % multiple
+    filling = sizes.filled(len(ids)) - len(ids)
     return Stream(
         ids=on_device(device, np.array([ids + [fill_id] * filling])),
         positions=on_device(device, np.array([positions + [0] * filling])),
         texts=tuple(texts),
         attention=make_attention(kernel, texts, owned_from, device, causal=causal),
-        multiple=multiple,
+        sizes=sizes,
     )
 
 
@@ -190,9 +190,9 @@ def _attending(module: PreTrainedModel, current: _Pass) -> Iterator[None]:
 
 
 def _filled(stream: Stream, places: Sequence[int]) -> torch.Tensor:
-    """`(M,)` places, filled up to the stream's multiple by repeating the last one."""
-    filling = (0, -len(places) % stream.multiple)
-    return on_device(stream.ids.device, np.pad(np.array(places), filling, mode="edge"))
+    """`(M,)` places, filled up as the stream is, by repeating the last one."""
+    filling = stream.sizes.filled(len(places)) - len(places)
+    return on_device(stream.ids.device, np.pad(np.array(places), (0, filling), mode="edge"))
 
 
 class _FirstTokens(TorchFunctionMode):
@@ -200,7 +200,7 @@ class _FirstTokens(TorchFunctionMode):
 
     They take it for the first token of each row in a batch, be it in the body, in the head or
     between the two; but the stream is one row. `(1, T, H)` becomes `(M, H)`, where M is the number
-    of texts filled up to a multiple of 16 by repeating the last one, as the stream is.
+    of texts filled up as the stream is, by repeating the last one.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -238,6 +238,7 @@ def _positions(text: Sequence[int], padding_idx: int | None) -> Sequence[int]:
     return [padding_idx + number * count for number, count in zip(numbers, counted, strict=True)]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # not to be compiled along with a layer
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -1,19 +1,28 @@
 """G3, no neighbours: finds out whether a loaded model's rewards keep their bits in other company.
 
-Promised by construction for the flat stream and for texts run one at a time, but kernels differ
-between processors and versions: so it is tried, on the hardware at hand, whenever a model is
-loaded. Knows batches of token ids; does not know text.
+Promised by construction for the flat stream on a CPU and for texts run one at a time, but kernels
+differ between processors and versions: so it is tried, on the hardware at hand, whenever a model is
+loaded. On a GPU, whose kernels go by the number of rows, every size of a stream is tried.
+Knows batches of token ids; does not know text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
 from rayreward.model import RewardModel, trial_groups
+from rayreward.sizes import Sizes
 from rayreward.types import Group
 
 _CROWD = 6
 """Times as many texts, of one token each: more than what numbers of texts are filled up to."""
+
+_CROWD_LENGTH = 8
+"""Tokens in a text of the crowds that fill a stream: as many texts as there will be in practice."""
 
 
 def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens: int) -> str:
@@ -30,13 +39,13 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
     """
     if config.batch_invariant is False:
         return "not tried"
-    moved_by = find_dependence(model)
+    moved_by = find_dependence(model, max_batch_tokens)
     if moved_by and config.batch_invariant is True and model.layout == "flat":
-        model.stream_multiple = max_batch_tokens
-        moved_by = find_dependence(model)
+        model.sizes = Sizes(max_batch_tokens)
+        moved_by = find_dependence(model, max_batch_tokens)
     if moved_by and config.batch_invariant is True:
         model.layout = "single"
-        moved_by = find_dependence(model)
+        moved_by = find_dependence(model, max_batch_tokens)
         if moved_by:
             raise ModelError(
                 f"Rewards of {config.model!r} change on this hardware {' and '.join(moved_by)}, "
@@ -46,10 +55,15 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
     return f"does not hold {', nor '.join(moved_by)}" if moved_by else "holds"
 
 
-def find_dependence(model: RewardModel) -> tuple[str, ...]:
+def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...]:
     """Compares rewards bitwise: alone, behind a crowd in the other order, with prefixes shared.
 
-    Padded batches are not tried: some texts keep their bits there by luck, and others do not.
+    On a GPU behind crowds of all sizes. Padded batches are not tried: some texts keep their bits
+    there by luck, and others do not.
+
+    Args:
+        model: Whose rewards.
+        max_batch_tokens: Tokens in the largest batch.
 
     Returns:
         The changes of company that moved a bit; none where G3 holds.
@@ -57,14 +71,28 @@ def find_dependence(model: RewardModel) -> tuple[str, ...]:
     if model.layout == "padded":
         return ("in padded batches",)
     groups = trial_groups(model)
-    singles = [Group((), (text,)) for group in groups for text in group.texts]
-    crowd = [Group((), (text[:1],)) for group in singles for text in group.texts] * _CROWD
+    texts = [text for group in groups for text in group.texts]
+    singles = [Group((), (text,)) for text in texts]
     expected = [reward for single in singles for reward in _rewards(model, [single])]
-    behind = _rewards(model, crowd + singles[::-1])[len(crowd) :]
-    trials = {"in other company": behind[::-1]}
-    if model.layout == "flat":
-        trials["with a shared prefix"] = _rewards(model, groups)
-    return tuple(change for change, rewards in trials.items() if rewards != expected)
+    crowds = [[Group((), (text[:1],)) for text in texts] * _CROWD]
+    if model.layout == "flat" and model.device.type == "cuda":
+        crowds += _crowds(model, sum(map(len, texts)), max_batch_tokens)
+    behind = (_rewards(model, crowd + singles[::-1])[len(crowd) :] for crowd in crowds)
+    moved_by = []
+    if any(rewards[::-1] != expected for rewards in behind):
+        moved_by.append("in other company")
+    if model.layout == "flat" and _rewards(model, groups) != expected:
+        moved_by.append("with a shared prefix")
+    return tuple(moved_by)
+
+
+def _crowds(model: RewardModel, beside: int, max_batch_tokens: int) -> Iterator[list[Group]]:
+    """Texts that fill a stream up to each of its sizes, with so many tokens of others beside."""
+    draw = np.random.default_rng(1)
+    for size in model.sizes.up_to(max_batch_tokens):
+        tokens = draw.integers(0, model.vocabulary, max(0, size - beside)).tolist()
+        cuts = range(0, len(tokens), _CROWD_LENGTH)
+        yield [Group((), (tuple(tokens[cut : cut + _CROWD_LENGTH]),)) for cut in cuts]
 
 
 def _rewards(model: RewardModel, groups: list[Group]) -> list[float]:

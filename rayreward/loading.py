@@ -43,7 +43,7 @@ def load_model(
 
     Args:
         checkpoint: From `open_checkpoint`.
-        config: Its settings; `seed`, `head`, `dtype` and `max_length` matter here.
+        config: Its settings; `seed`, `head`, `dtype`, `max_length` and `compile` matter here.
         pad_id: Padding token's id, written into the model's config.
         device: `cpu` or `cuda:0`.
 
@@ -67,7 +67,7 @@ def load_model(
         attention=str(getattr(module.config, "_attn_implementation", "eager")),
     )
     module.to(torch.device(device))  # type: ignore[arg-type]
-    model = RewardModel(module, pad_id, loaded)
+    model = RewardModel(module, pad_id, loaded, fuse=_fuses(module, config))
     if (config.max_length or positions or math.inf) > _one_scale_up_to(module):
         model.layout = "single"
     return model
@@ -209,6 +209,13 @@ def _check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, origin: Head
             f"Model {checkpoint.name!r} has a trained head, and head='seeded' asks for a drawn "
             "one. RayReward does not replace a trained head: leave head at 'auto'."
         )
+
+
+def _fuses(module: PreTrainedModel, config: ModelConfig) -> bool:
+    """Whether layers are to be compiled. In float32 their products take nearly all of the time."""
+    half = module.dtype in (torch.bfloat16, torch.float16)
+    wanted = half if config.compile == "auto" else config.compile
+    return wanted and module.device.type == "cuda"
 
 
 def _max_positions(module: PreTrainedModel) -> int | None:

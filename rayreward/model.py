@@ -21,10 +21,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rayreward.attention import Kernel, on_device
-from rayreward.flat import ROWS_MULTIPLE, lay_out, run
+from rayreward.flat import lay_out, run
+from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
+from rayreward.sizes import ON_CPU, ON_GPU, Sizes
 from rayreward.types import Group
 
 HeadOrigin = Literal["trained", "seeded"]
@@ -55,11 +57,14 @@ class RewardModel:
         architecture: The model's class.
         vocabulary: How many token ids there are.
         layout: How batches run.
-        stream_multiple: What a flat stream's tokens are filled up to a multiple of.
+        sizes: What numbers of tokens a flat stream is filled up to.
+        fused: Whether layers are compiled (`rayreward.fusing`).
         head: The head, with its weights by name.
     """
 
-    def __init__(self, module: PreTrainedModel, pad_id: int, loaded: Loaded) -> None:
+    def __init__(
+        self, module: PreTrainedModel, pad_id: int, loaded: Loaded, *, fuse: bool = False
+    ) -> None:
         self.head = Head(module, module.base_model_prefix)
         self.device = module.device
         self.pad_id = pad_id
@@ -72,8 +77,11 @@ class RewardModel:
         self._kernel: Kernel = "blocks"
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
-        self.stream_multiple = ROWS_MULTIPLE
+        self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
+        self.fused = False
         self.layout: Layout = self._settle_layout()
+        if fuse and self.shares_prefixes:
+            self.fused = self._settle_fusing()
 
     @property
     def attention(self) -> str:
@@ -136,7 +144,7 @@ class RewardModel:
             kernel=self._kernel,
             causal=self._causal,
             padding_idx=self._padding_idx,
-            multiple=self.stream_multiple,
+            sizes=self.sizes,
         )
         pooled = [pooled_position(t, self.pad_id) for group in batch for t in group.texts]
         hidden, self._attentions = run(
@@ -178,6 +186,17 @@ class RewardModel:
             unpack_linear_layers(self._module)
         return "flat" if self._finds_kernel(groups, expected) else "padded"
 
+    @torch.inference_mode()
+    def _settle_fusing(self) -> bool:
+        """Compiles the layers, and stays with that where the stream is right by it, too."""
+        groups = trial_groups(self)
+        expected = self._own(groups)
+        if fuse_layers(self._module) and self._runs_flat(groups, expected):
+            return True
+        unfuse_layers(self._module)
+        self._runs_flat(groups, expected)  # settles anew whether the stream is narrowed
+        return False
+
     def _finds_kernel(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
         """Whether the stream is right by some kernel, with the weights as they are now held.
 
@@ -213,8 +232,7 @@ class RewardModel:
         ours = _tried(self._pooled_flat, groups)
         if ours is None or not self._is_close(ours, expected):
             return False
-        narrow = self._causal and self.device.type == "cpu"
-        for last_attention in (self._attentions, None) if narrow else (None,):
+        for last_attention in (self._attentions, None) if self._causal else (None,):
             self._last_attention = last_attention
             again = _tried(self._pooled_flat, turned)
             if again is not None and torch.equal(ours, again.flip(0)):
@@ -255,7 +273,7 @@ def trial_groups(model: RewardModel) -> list[Group]:
     """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block.
 
     Few, since a large model on slow cores takes seconds for a hundred tokens, before its first
-    reward.
+    reward; but more tokens than the smallest stream has, or nothing would be narrowed in it.
     """
     generator = np.random.default_rng(0)
 
@@ -267,6 +285,7 @@ def trial_groups(model: RewardModel) -> list[Group]:
         Group((), (draw(1),)),
         Group(draw(longest // 5), (draw(3), draw(5), ())),
         Group(draw(longest // 5 * 4), (draw(2), draw(longest // 5))),
+        *(Group((), (draw(longest),)) for _ in range(model.sizes.multiple // longest)),
     ]
 
 

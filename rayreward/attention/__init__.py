@@ -38,7 +38,8 @@ def make_attention(
         kernel: What computes it.
         texts: For each text, the places of its tokens in the stream.
         owned_from: For each text, from which of its tokens on it is the one to compute them: what
-            comes before is shared with an earlier text.
+            comes before is shared with an earlier text. Those tokens of all texts, one text after
+            the other, are the stream from its first token on.
         device: Where the stream is.
         causal: Whether a token sees those before it only, or all of its text.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch.nn.attention.varlen import varlen_attn
 
 from rayreward.attention.base import Index, Score, on_device
@@ -19,6 +20,7 @@ class Spans:
 
     Each text is a span of queries, those tokens that it is the one to compute, and a span of keys,
     all of its tokens. The kernel lines a shorter span of queries up with the end of its keys.
+    Queries are spans of the stream as it is; keys are gathered where texts share some.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class Spans:
         owned = zip(texts, owned_from, strict=True)
         spans = [(text[first:], text) for text, first in owned if len(text) > first]
         query_lengths, key_lengths = ([len(s[i]) for s in spans] for i in (0, 1))
-        self._places = on_device(device, np.concatenate([queries for queries, _ in spans]))
-        self._keys = on_device(device, np.concatenate([keys for _, keys in spans]))
+        self._tokens = sum(query_lengths)
+        shares = sum(key_lengths) > self._tokens
+        keys = np.concatenate([keys for _, keys in spans])
+        self._keys = on_device(device, keys) if shares else slice(self._tokens)
         self._lengths: dict[str, Any] = {
             "cu_seq_q": on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
             "cu_seq_k": on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
@@ -53,9 +57,8 @@ class Spans:
         if score.softcap is not None:
             raise ValueError("the variable-length kernel has no soft cap")
         back = -1 if score.window is None else score.window - 1
-        result = queries.new_zeros((*queries.shape[:2], values.shape[2]))
         attended: Any = varlen_attn(
-            queries[self._places],
+            queries[: self._tokens],
             keys[self._keys],
             values[self._keys],
             **self._lengths,
@@ -63,8 +66,8 @@ class Spans:
             window_size=(back, 0 if self.causal else back),
             **_varlen_options(),
         )
-        result[self._places] = attended
-        return result
+        filling = len(queries) - self._tokens
+        return F.pad(attended, (0, 0, 0, 0, 0, filling)) if filling else attended
 
 
 @cache

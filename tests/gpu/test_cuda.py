@@ -1,7 +1,10 @@
-"""G1 to G3 on a GPU, in process. Skipped, and said so, where there is none."""
+"""G1 to G3, compiled layers and memory on a GPU, in process. Skipped, and said so, without one."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ from tiny import make_checkpoint
 
 from rayreward import ModelConfig, ModelError, Scorer
 from rayreward.hashing import hash_weights
-from rayreward.types import Outcome, Reward, Text
+from rayreward.sizes import ON_GPU
+from rayreward.types import Failure, Outcome, Reward, Status, Text
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # the compiler's own
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA is not tested"),
 ]
 
@@ -25,7 +30,8 @@ SAMPLES = [Text("", f"Answer {n} " + "it is fine. " * (n * 7 % 23)) for n in ran
 def scorer(path: Path, architecture: str, device: str = "cuda:0", **settings: Any) -> Scorer:
     if not path.exists():
         make_checkpoint(path, architecture)
-    return Scorer.load(ModelConfig(model=str(path), seed=42, **settings), device)
+    config = ModelConfig(model=str(path), seed=42, **({"compile": False} | settings))
+    return Scorer.load(config, device)
 
 
 def values(outcomes: list[Outcome]) -> list[float]:
@@ -38,7 +44,7 @@ def values(outcomes: list[Outcome]) -> list[float]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_g1_cpu_and_gpu_hold_the_same_bits(tmp_path: Path, architecture: str, dtype: str) -> None:
     """The head is drawn on the CPU wherever the model goes; the hash does not ask where it is."""
-    path = tmp_path / "model"
+    path = make_checkpoint(tmp_path / "model", architecture)
     state = torch.cuda.get_rng_state()
     on_gpu = scorer(path, architecture, dtype=dtype).fingerprint()
     assert torch.equal(torch.cuda.get_rng_state(), state)
@@ -86,6 +92,74 @@ def test_g3_insisted_on_holds_or_is_refused(tmp_path: Path, dtype: str) -> None:
         return
     alone = [value for sample in SAMPLES for value in values(subject.score([sample]))]
     assert values(subject.score(SAMPLES)) == alone
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_g3_holds_for_decoders_in_half_precision(tmp_path: Path, architecture: str) -> None:
+    """G3, bitwise: streams of all sizes up to 4,096, with a text first, in the middle and last."""
+    subject = scorer(tmp_path / "model", architecture, dtype="bfloat16")
+    assert subject.fingerprint().batch_invariant == "holds"
+    [expected] = values(subject.score([SAMPLES[3]]))
+    for size in ON_GPU.up_to(4_096):
+        crowd = [Text("", f"{n} is it?") for n in range(size // 6)]
+        middle = size // 12
+        for at in (0, middle, len(crowd)):
+            found = values(subject.score([*crowd[:at], SAMPLES[3], *crowd[at:]]))
+            assert found[at] == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_g2_compiled_layers_give_the_same_bits_in_another_process(
+    tmp_path: Path, architecture: str
+) -> None:
+    path = tmp_path / "model"
+    plain = scorer(path, architecture, dtype="bfloat16")
+    compiled = scorer(path, architecture, dtype="bfloat16", compile=True)
+    assert (plain.fingerprint().compiled, compiled.fingerprint().compiled) == (False, True)
+    mine = values(compiled.score(SAMPLES))
+    assert mine == pytest.approx(values(plain.score(SAMPLES)), abs=0.1)
+    code = (
+        "from rayreward import ModelConfig, Scorer\n"
+        f"config = ModelConfig(model={str(path)!r}, seed=42, dtype='bfloat16', compile=True)\n"
+        "print(Scorer.load(config, 'cuda:0').fingerprint().probe)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(compiled.fingerprint().probe)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Any]:
+    """Leaves so many bytes beside what is in use."""
+    total = torch.cuda.get_device_properties(0).total_memory
+
+    def leave(more: int) -> None:
+        torch.cuda.empty_cache()
+        used = torch.cuda.memory_reserved(0)
+        torch.cuda.set_per_process_memory_fraction((used + more) / total, 0)
+
+    yield leave
+    torch.cuda.set_per_process_memory_fraction(1.0, 0)
+
+
+def test_out_of_memory_goes_on_in_halves_and_a_text_too_large_is_told(
+    tmp_path: Path, little_memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch of 400,000 tokens, and then one text of as many, with 60 MB to spare."""
+    path = tmp_path / "model"
+    make_checkpoint(path, "llama", shape={"max_position_embeddings": 1_000_000})
+    budget = {"max_batch_tokens": 1_000_000, "batch_invariant": False}
+    subject = scorer(path, "llama", dtype="bfloat16", **budget)
+    many = [Text("", f"{n} " + "it is fine. " * 40) for n in range(2_000)]
+    expected = values(subject.score(many))
+    little_memory(60 << 20)
+    assert values(subject.score(many)) == pytest.approx(expected, abs=0.05)
+    assert "going on with half" in caplog.text
+    huge = Text("", "it is fine. " * 100_000)
+    first, told, last = subject.score([many[0], huge, many[1]])
+    assert isinstance(told, Failure)
+    assert (told.status, told.tokens) == (Status.OUT_OF_MEMORY, pytest.approx(500_000, rel=0.5))
+    assert values([first, last]) == pytest.approx(expected[:2], abs=0.05)
 
 
 @pytest.mark.parametrize("architecture", DECODERS)

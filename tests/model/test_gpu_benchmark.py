@@ -26,8 +26,7 @@ def test_smoke_measures_every_way_and_finds_their_rewards_alike(tmp_path: Path) 
     assert result["left_out"] == []
     assert result["float32"]["within_tolerance"]
     assert result["models"]["tiny"]["taken"] == "flat by blocks"
-    forms = {"flat by blocks", "flat by blocks, filled to a multiple of 128", "padded"}
-    assert set(result["models"]["tiny"]["g3"]) == forms
+    assert set(result["models"]["tiny"]["g3"]) == {"flat by blocks", "padded"}
     runs = result["runs"]
     assert all(run["within_tolerance"] and run["repeats"] == 1 for run in runs)
     for workload in ("pairs", "completions", "singles"):

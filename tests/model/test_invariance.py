@@ -13,6 +13,7 @@ from tiny import make_checkpoint
 from rayreward import ModelConfig, ModelError, Scorer
 from rayreward.invariance import find_dependence
 from rayreward.model import RewardModel
+from rayreward.sizes import Sizes
 from rayreward.types import Outcome, Reward, Text
 
 SAMPLES = [Text("", f"Answer {n} " + "it is fine. " * (n * 7 % 23)) for n in range(40)]
@@ -66,7 +67,7 @@ def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.M
         return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 5 else rewards
 
     monkeypatch.setattr(RewardModel, "rewards", shifted)
-    assert find_dependence(model) == ("in other company", "with a shared prefix")
+    assert find_dependence(model, 8_192) == ("in other company", "with a shared prefix")
 
 
 def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
@@ -77,7 +78,7 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
 
     def by_length(self: RewardModel, batch: Any) -> Any:
         tokens = sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch)
-        rows = tokens + -tokens % self.stream_multiple
+        rows = self.sizes.filled(tokens)
         rewards = honest(self, batch)
         return rewards.nextafter(torch.tensor(9.0)) if rows % 100 > 50 else rewards
 
@@ -85,7 +86,7 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     assert scorer(tmp_path).fingerprint().batch_invariant.startswith("does not hold")
     held = scorer(tmp_path, batch_invariant=True, max_batch_tokens=512)
     assert (held.fingerprint().layout, held.fingerprint().batch_invariant) == ("flat", "holds")
-    assert held._model.stream_multiple == 512
+    assert held._model.sizes == Sizes(512)
 
 
 def test_g3_insisted_on_and_impossible_is_refused(

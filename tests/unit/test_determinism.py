@@ -35,13 +35,22 @@ HELD = Fingerprint(
     max_batch_tokens=2048,
     attention="sdpa",
     layout="flat",
+    compiled=False,
     share_prefixes=True,
     batch_invariant="holds",
     derived="5" * 64,
     probe=(0.5, -0.25, None),
     environment=MACHINE,
 )
-COMPUTED_FIELDS = ["max_batch_tokens", "attention", "layout", "batch_invariant", "derived", "probe"]
+COMPUTED_FIELDS = [
+    "max_batch_tokens",
+    "attention",
+    "layout",
+    "compiled",
+    "batch_invariant",
+    "derived",
+    "probe",
+]
 MODEL_FIELDS = [
     field.name
     for field in dataclasses.fields(Fingerprint)

@@ -42,6 +42,7 @@ def _report() -> DeterminismReport:
             max_batch_tokens=2048,
             attention="sdpa",
             layout="flat",
+            compiled=False,
             share_prefixes=True,
             batch_invariant="holds",
             derived="d",

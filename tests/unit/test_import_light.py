@@ -19,6 +19,7 @@ HEAVY = {
     "budget",
     "flat",
     "fleet",
+    "fusing",
     "head",
     "integrations",
     "invariance",

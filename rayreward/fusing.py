@@ -1,0 +1,52 @@
+"""A decoder's layers compiled by `torch.compile`: what is elementwise, in few passes over memory.
+
+Norms, rotary embeddings, activations and the residual stream are some thirty operators a layer, and
+each reads and writes all of a stream. On a GPU, whose products are fast, that takes a third of the
+time. Compiled, they are a handful of kernels; products stay the libraries' own, and attention
+(`rayreward.attention`) is called from between the compiled parts.
+
+The last layer stays as it is: within it the stream is narrowed (`rayreward.narrowing`).
+Kernels are chosen without measuring, so that every actor of a kind has the same ones (G2).
+
+For decoders only: an encoder pools by a mode of torch's (`rayreward.flat`) that the compiler would
+take for a part of each layer.
+
+Knows torch's and transformers' modules; does not know what a stream is.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+_OPTIONS = {"deterministic": True}
+"""Of Inductor: no reduction is summed in an order that a measurement chose."""
+
+
+def fuse_layers(module: PreTrainedModel) -> bool:
+    """Compiles all repeated layers but the last, at the first pass that follows.
+
+    Numbers of tokens are left open: that pass compiles for all of them.
+
+    Returns:
+        Whether there is anything to compile.
+    """
+    layers = _layers(module)[:-1]
+    for layer in layers:
+        layer.compile(dynamic=True, options=_OPTIONS)
+    return bool(layers)
+
+
+def unfuse_layers(module: PreTrainedModel) -> None:
+    """Lets layers run as they are again."""
+    for layer in _layers(module):
+        layer._compiled_call_impl = None
+
+
+def _layers(module: PreTrainedModel) -> list[nn.Module]:
+    """The layers that the model repeats, in its order.
+
+    By the classes that a model names as those that must not be split between devices.
+    """
+    names = set(module._no_split_modules or ())
+    return [child for child in module.modules() if type(child).__name__ in names]

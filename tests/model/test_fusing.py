@@ -1,0 +1,96 @@
+"""Compiled layers give the same rewards, are compiled once for all lengths, and can be left again.
+
+RewardPool compiles on GPUs only; the compiler's own CPU code stands for it here, with layers whose
+weights are in plain order as on a GPU. `tests/gpu` runs the same on one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_checkpoint
+from torch._dynamo.utils import counters
+
+from rayreward import ModelConfig
+from rayreward.checkpoint import open_checkpoint
+from rayreward.fusing import fuse_layers, unfuse_layers
+from rayreward.loading import load_model
+from rayreward.model import RewardModel
+from rayreward.packing import unpack_linear_layers
+from rayreward.types import Group
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # the compiler's own
+
+
+def load(path: Path, layers: int) -> RewardModel:
+    make_checkpoint(path, shape={"num_hidden_layers": layers})
+    config = ModelConfig(model=str(path), seed=42)
+    model = load_model(open_checkpoint(config.model), config, 0, "cpu")
+    unpack_linear_layers(model._module)
+    return model
+
+
+def texts(*lengths: int) -> list[Group]:
+    dice = np.random.default_rng(3)
+    return [Group((), (tuple(dice.integers(3, 400, length).tolist()),)) for length in lengths]
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.slow
+def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths(tmp_path: Path) -> None:
+    model = load(tmp_path, 4)
+    batches = [texts(50, 60, 130), texts(7), texts(*range(1, 70)), texts(200, 1)]
+    plain = [model.rewards(batch) for batch in batches]
+    before = graphs()
+    assert model._settle_fusing()
+    once = graphs()
+    assert once > before
+    compiled = [model.rewards(batch) for batch in batches]
+    assert [model.rewards(batch).tolist() for batch in batches] == [r.tolist() for r in compiled]
+    for mine, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    assert graphs() == once
+    unfuse_layers(model._module)
+    assert all(torch.equal(model.rewards(b), r) for b, r in zip(batches, plain, strict=True))
+    fuse_layers(model._module)
+    assert all(torch.equal(model.rewards(b), r) for b, r in zip(batches, compiled, strict=True))
+    assert graphs() == once
+
+
+def test_the_last_layer_is_left_as_it_is_and_a_model_of_one_layer_too(tmp_path: Path) -> None:
+    model = load(tmp_path / "three", 3)
+    assert fuse_layers(model._module)
+    layers = model._module.model.layers
+    assert [layer._compiled_call_impl is not None for layer in layers] == [True, True, False]
+    assert not fuse_layers(load(tmp_path / "one", 1)._module)
+
+
+def test_on_a_cpu_nothing_is_compiled(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    config = ModelConfig(model=str(tmp_path), seed=42, compile=True)
+    assert not load_model(open_checkpoint(config.model), config, 0, "cpu").fused
+
+
+def test_layers_that_give_something_else_when_compiled_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tmp_path, 3)
+    batch = texts(50, 60, 130)
+    expected = model.rewards(batch)
+
+    def broken(module: torch.nn.Module) -> bool:
+        for layer in module.model.layers[:-1]:
+            layer._compiled_call_impl = lambda hidden, *_, **__: hidden * 1.5
+        return True
+
+    monkeypatch.setattr("rayreward.model.fuse_layers", broken)
+    assert not model._settle_fusing()
+    assert torch.equal(model.rewards(batch), expected)
