@@ -4,7 +4,7 @@
     PYTHONPATH=. python benchmarks/gpu.py --smoke       # all of it on a CPU, with a tiny model
 
 In one process, without Ray and without a hub: it needs this repository, torch, transformers and
-pyarrow, and a GPU with 40 GB. What no longer fits into the budget, or fails, is left out and named
+pyarrow, and a GPU with 60 GB. What no longer fits into the budget, or fails, is left out and named
 in the result, which is written again after each workload.
 
 **Models**: Llama's 1B and 8B shapes in bfloat16 with random weights, made on the device, since
@@ -160,7 +160,8 @@ class Clock:
     """The time there is, and what was left out for want of it or because it failed."""
 
     def __init__(self, budget_s: float) -> None:
-        self._end = time.monotonic() + budget_s
+        self._start = time.monotonic()
+        self._end = self._start + budget_s
         self.left_out: list[str] = []
 
     def has(self, seconds: float, what: str) -> bool:
@@ -168,6 +169,10 @@ class Clock:
         if left < seconds:
             self.left_out.append(f"{what}: {left:.0f} s were left")
         return left >= seconds
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
 
     @contextmanager
     def bearing_failure(self, what: str) -> Iterator[None]:
@@ -288,7 +293,6 @@ class Way:
 
         As in `Scorer`, a batch is begun before the one before it is read.
         """
-        self.prepare()
         found: dict[int, float] = {}
         begun: tuple[Batch, torch.Tensor] | None = None
         for batch in [*self.batches, None]:
@@ -527,25 +531,26 @@ def measure(ways: Sequence[Way], scale: Scale, clock: Clock, what: str) -> Measu
     for way in ways:
         if clock.has(START_S, f"{what}: {way.name}"):
             with clock.bearing_failure(f"{what}: {way.name}"):
-                warm[way.name], rewards[way.name], memory[way.name] = timed(way.run)
+                warm[way.name], rewards[way.name], memory[way.name] = timed(way)
     repeats: list[dict[str, float]] = []
     rates = [product_rate(scale)]
     for number in range(1, scale.repeats + 1):
         if not clock.has(sum(warm.values()), f"{what}: repeat {number} of {scale.repeats}"):
             break
-        repeats.append({way.name: timed(way.run)[0] for way in ways if way.name in warm})
+        repeats.append({way.name: timed(way)[0] for way in ways if way.name in warm})
         rates.append(product_rate(scale))
     seconds = {name: [repeat[name] for repeat in repeats or [warm]] for name in warm}
     return Measured(seconds, memory, rewards, len(repeats), statistics.median(rates))
 
 
-def timed(run: Callable[[], Rewards]) -> tuple[float, Rewards, int]:
+def timed(way: Way) -> tuple[float, Rewards, int]:
     """Seconds, rewards, and the most bytes that were allocated on the GPU."""
+    way.prepare()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    rewards = run()  # ends with a copy to the host
+    rewards = way.run()  # ends with a copy to the host
     seconds = time.perf_counter() - start
     return seconds, rewards, torch.cuda.max_memory_allocated() if on_gpu else 0
 
@@ -629,6 +634,7 @@ def kernels_of(way: Way) -> dict[str, Any]:
     """Where the time of a way's first batch goes, and how much of it the device was busy."""
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    way.prepare()
     way.run()
     with profile(activities=activities) as profiled:
         start = time.perf_counter()
@@ -701,7 +707,7 @@ def main() -> None:
                 for _ in run_model(name, scale, clock, result):
                     write(path, result)
             gc.collect()  # before the next model takes the memory
-    write(path, result)
+    write(path, {**result, "elapsed_s": round(clock.elapsed_s)})
     print(as_markdown(result["runs"]))
     print(*clock.left_out, sep="\n")
 

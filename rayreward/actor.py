@@ -115,6 +115,9 @@ class RewardActor:
         # Threads that spin while they wait take the cores from those that they wait for: a model on
         # two threads ran ten times slower beside another busy process. Read when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # torch.compile would start a process for each core of the machine, in every actor; what it
+        # compiles here is a dozen kernels
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         for plans in _PLANS:
             os.environ.setdefault(plans, _PLANS_KEPT)
         if not on_gpu:

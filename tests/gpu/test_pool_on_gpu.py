@@ -41,7 +41,7 @@ def test_two_actors_share_a_gpu_and_hold_the_same_model(tmp_path: Path) -> None:
 
 
 def test_a_job_takes_the_gpu_by_itself(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path / "model")
+    path = make_checkpoint(tmp_path / "model", shape={"max_position_embeddings": 4_096})
     command = [sys.executable, str(ROOT / "jobs" / "score_dataset.py")]
     command += ["--model", str(path), "--seed", "42", "--output", str(tmp_path / "scored")]
     command += ["--dataset", str(ROOT / "examples" / "preferences.parquet")]
