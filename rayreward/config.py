@@ -54,9 +54,9 @@ class ModelConfig:
     nothing, and it is recorded whether it held. True: always, one text at a time if need be.
     False: not tried."""
 
-    compile: bool | Literal["auto"] = "auto"
-    """Fuse on a GPU what a decoder does between its products, by torch.compile: faster, and 10 to
-    20 seconds more to start. "auto": in half precision. On a CPU it would gain nothing."""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """Fuse what a decoder does between its products on a GPU: faster, and 5 to 15 seconds more to
+    start. "auto": in half precision. Not done on a CPU, where it would gain nothing."""
 
     share_prefixes: bool = True
     """Run what the texts of a row have in common once. Their rewards stay the same, bit for bit."""
@@ -72,8 +72,8 @@ class ModelConfig:
             f"batch_invariant={self.batch_invariant!r} must be True, False or 'auto'.",
         )
         _check(
-            self.compile in (True, False, "auto"),
-            f"compile={self.compile!r} must be True, False or 'auto'.",
+            self.torch_compile in (True, False, "auto"),
+            f"torch_compile={self.torch_compile!r} must be True, False or 'auto'.",
         )
         if self.seed is not None:
             _check_int("seed", self.seed, at_least=0, at_most=MAX_SEED)

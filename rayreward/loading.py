@@ -43,7 +43,7 @@ def load_model(
 
     Args:
         checkpoint: From `open_checkpoint`.
-        config: Its settings; `seed`, `head`, `dtype`, `max_length` and `compile` matter here.
+        config: Its settings; `seed`, `head`, `dtype`, `max_length` and `torch_compile`.
         pad_id: Padding token's id, written into the model's config.
         device: `cpu` or `cuda:0`.
 
@@ -214,7 +214,7 @@ def _check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, origin: Head
 def _fuses(module: PreTrainedModel, config: ModelConfig) -> bool:
     """Whether layers are to be compiled. In float32 their products take nearly all of the time."""
     half = module.dtype in (torch.bfloat16, torch.float16)
-    wanted = half if config.compile == "auto" else config.compile
+    wanted = half if config.torch_compile == "auto" else config.torch_compile
     return wanted and module.device.type == "cuda"
 
 

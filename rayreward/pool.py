@@ -90,6 +90,7 @@ class RewardPool:
         truncation: Literal["error-row", "left", "right"] = "error-row",
         max_batch_tokens: int | Literal["auto"] = "auto",
         batch_invariant: bool | Literal["auto"] = "auto",
+        torch_compile: bool | Literal["auto"] = "auto",
         share_prefixes: bool = True,
         pad_token: str | None = None,
         num_actors: int | Literal["auto"] = "auto",

@@ -30,7 +30,7 @@ SAMPLES = [Text("", f"Answer {n} " + "it is fine. " * (n * 7 % 23)) for n in ran
 def scorer(path: Path, architecture: str, device: str = "cuda:0", **settings: Any) -> Scorer:
     if not path.exists():
         make_checkpoint(path, architecture)
-    config = ModelConfig(model=str(path), seed=42, **({"compile": False} | settings))
+    config = ModelConfig(model=str(path), seed=42, **({"torch_compile": False} | settings))
     return Scorer.load(config, device)
 
 
@@ -114,16 +114,18 @@ def test_g2_compiled_layers_give_the_same_bits_in_another_process(
 ) -> None:
     path = tmp_path / "model"
     plain = scorer(path, architecture, dtype="bfloat16")
-    compiled = scorer(path, architecture, dtype="bfloat16", compile=True)
+    compiled = scorer(path, architecture, dtype="bfloat16", torch_compile=True)
     assert (plain.fingerprint().compiled, compiled.fingerprint().compiled) == (False, True)
     mine = values(compiled.score(SAMPLES))
     assert mine == pytest.approx(values(plain.score(SAMPLES)), abs=0.1)
     code = (
+        "import sys\n"
         "from rayreward import ModelConfig, Scorer\n"
-        f"config = ModelConfig(model={str(path)!r}, seed=42, dtype='bfloat16', compile=True)\n"
+        "config = ModelConfig(model=sys.argv[1], seed=42, dtype='bfloat16', torch_compile=True)\n"
         "print(Scorer.load(config, 'cuda:0').fingerprint().probe)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(compiled.fingerprint().probe)
 

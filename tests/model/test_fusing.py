@@ -75,7 +75,7 @@ def test_the_last_layer_is_left_as_it_is_and_a_model_of_one_layer_too(tmp_path: 
 
 def test_on_a_cpu_nothing_is_compiled(tmp_path: Path) -> None:
     make_checkpoint(tmp_path)
-    config = ModelConfig(model=str(tmp_path), seed=42, compile=True)
+    config = ModelConfig(model=str(tmp_path), seed=42, torch_compile=True)
     assert not load_model(open_checkpoint(config.model), config, 0, "cpu").fused
 
 

@@ -165,3 +165,10 @@ def test_config_checks_a_changed_copy() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_config_travels_to_actors(config: Any) -> None:
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", ["batch_invariant", "torch_compile"])
+def test_config_takes_yes_no_or_auto(name: str) -> None:
+    assert _refused(ModelConfig, **{name: "yes"}) == f"{name}='yes' must be True, False or 'auto'."
+    for choice in (True, False, "auto"):
+        assert getattr(ModelConfig(model="m", **{name: choice}), name) == choice
