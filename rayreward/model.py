@@ -10,6 +10,7 @@ Knows transformers and torch devices; does not know text, files or Ray.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +29,8 @@ from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
 from rayreward.types import Group
+
+_logger = logging.getLogger("rayreward")
 
 HeadOrigin = Literal["trained", "seeded"]
 Layout = Literal["flat", "padded", "single"]
@@ -191,8 +194,17 @@ class RewardModel:
         """Compiles the layers, and stays with that where the stream is right by it, too."""
         groups = trial_groups(self)
         expected = self._own(groups)
-        if fuse_layers(self._module) and self._runs_flat(groups, expected):
-            return True
+        if not fuse_layers(self._module):
+            return False
+        try:
+            self._pooled_flat(groups)
+        except Exception as error:  # whatever the compiler lacks on this machine
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            if self._runs_flat(groups, expected):
+                return True
+            reason = "they would give other rewards"
+        _logger.warning("the layers of %s are not compiled: %s", self.architecture, reason)
         unfuse_layers(self._module)
         self._runs_flat(groups, expected)  # settles anew whether the stream is narrowed
         return False

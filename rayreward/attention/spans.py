@@ -37,8 +37,11 @@ class Spans:
         query_lengths, key_lengths = ([len(s[i]) for s in spans] for i in (0, 1))
         self._tokens = sum(query_lengths)
         shares = sum(key_lengths) > self._tokens
-        keys = np.concatenate([keys for _, keys in spans])
-        self._keys = on_device(device, keys) if shares else slice(self._tokens)
+        self._keys = (
+            on_device(device, np.concatenate([keys for _, keys in spans]))
+            if shares
+            else slice(self._tokens)
+        )
         self._lengths: dict[str, Any] = {
             "cu_seq_q": on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
             "cu_seq_k": on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),

@@ -339,5 +339,6 @@ FLAGS = [
     "share_prefixes",
     "silent_after_s",
     "tasks_per_actor",
+    "torch_compile",
     "truncation",
 ]

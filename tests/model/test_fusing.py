@@ -6,7 +6,9 @@ weights are in plain order as on a GPU. `tests/gpu` runs the same on one.
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,18 +81,38 @@ def test_on_a_cpu_nothing_is_compiled(tmp_path: Path) -> None:
     assert not load_model(open_checkpoint(config.model), config, 0, "cpu").fused
 
 
-def test_layers_that_give_something_else_when_compiled_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def other(hidden: Any, *_: Any, **__: Any) -> Any:
+    return hidden * 1.5
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    raise subprocess.CalledProcessError(1, "gcc")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "reason"),
+    [
+        (other, "they would give other rewards"),
+        (failing, "CalledProcessError: Command 'gcc' returned non-zero exit status 1."),
+    ],
+)
+def test_layers_that_cannot_be_compiled_stay_as_they_are_and_it_is_told_why(
+    compiled: Any,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = load(tmp_path, 3)
     batch = texts(50, 60, 130)
     expected = model.rewards(batch)
 
-    def broken(module: torch.nn.Module) -> bool:
+    def broken(module: Any) -> bool:
         for layer in module.model.layers[:-1]:
-            layer._compiled_call_impl = lambda hidden, *_, **__: hidden * 1.5
+            layer._compiled_call_impl = compiled
         return True
 
     monkeypatch.setattr("rayreward.model.fuse_layers", broken)
     assert not model._settle_fusing()
     assert torch.equal(model.rewards(batch), expected)
+    assert f"the layers of LlamaForSequenceClassification are not compiled: {reason}" in caplog.text

@@ -45,5 +45,5 @@ def test_what_does_not_fit_into_the_budget_is_named(tmp_path: Path) -> None:
     done = run("--smoke", "--budget-s", "0", "--result", str(path))
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
-    assert (result["runs"], result["models"]) == ([], {})
-    assert [line.split(":")[0] for line in result["left_out"]] == ["tiny"]
+    assert (result["float32"], result["runs"], result["models"]) == ({}, [], {})
+    assert [line.split(":")[0] for line in result["left_out"]] == ["float32", "tiny"]
