@@ -38,23 +38,34 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def pools(ray_cluster: Any, model: Any) -> Iterator[list[RewardPool]]:
+def opened(ray_cluster: Any) -> Iterator[dict[str, list[RewardPool]]]:
+    """The pools of each dtype: starting actors takes longer than exchanging what they hold."""
+    pools: dict[str, list[RewardPool]] = {}
+    yield pools
+    for pool in itertools.chain(*pools.values()):
+        pool.close()
+
+
+@pytest.fixture(scope="module")
+def pools(opened: dict[str, list[RewardPool]], model: Any) -> list[RewardPool]:
     """A pool for each budget: two actors with a thread each, and one with two threads."""
     path, dtype = model
-    made = [
-        RewardPool(
-            path,
-            seed=42,
-            dtype=dtype,
-            max_batch_tokens=budget,
-            num_actors=3 - threads,
-            num_cpus_per_actor=threads,
-        )
-        for threads, budget in enumerate(BUDGETS, start=1)
-    ]
-    yield made
-    for pool in made:
-        pool.close()
+    if dtype in opened:
+        for pool in opened[dtype]:
+            pool.update(path)
+    else:
+        opened[dtype] = [
+            RewardPool(
+                path,
+                seed=42,
+                dtype=dtype,
+                max_batch_tokens=budget,
+                num_actors=3 - threads,
+                num_cpus_per_actor=threads,
+            )
+            for threads, budget in enumerate(BUDGETS, start=1)
+        ]
+    return opened[dtype]
 
 
 @pytest.fixture(scope="module")
