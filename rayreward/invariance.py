@@ -8,9 +8,10 @@ Knows batches of token ids; does not know text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
@@ -74,25 +75,36 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     texts = [text for group in groups for text in group.texts]
     singles = [Group((), (text,)) for text in texts]
     expected = [reward for single in singles for reward in _rewards(model, [single])]
-    crowds = [[Group((), (text[:1],)) for text in texts] * _CROWD]
-    if model.layout == "flat" and model.device.type == "cuda":
-        crowds += _crowds(model, sum(map(len, texts)), max_batch_tokens)
-    behind = (_rewards(model, crowd + singles[::-1])[len(crowd) :] for crowd in crowds)
     moved_by = []
-    if any(rewards[::-1] != expected for rewards in behind):
-        moved_by.append("in other company")
+    for crowd in _crowds(model, texts, max_batch_tokens):
+        try:
+            behind = _rewards(model, crowd + singles[::-1])[len(crowd) :]
+        except torch.OutOfMemoryError:
+            break  # such batches go in halves, and larger ones too
+        if behind[::-1] != expected:
+            moved_by.append("in other company")
+            break
     if model.layout == "flat" and _rewards(model, groups) != expected:
         moved_by.append("with a shared prefix")
     return tuple(moved_by)
 
 
-def _crowds(model: RewardModel, beside: int, max_batch_tokens: int) -> Iterator[list[Group]]:
-    """Texts that fill a stream up to each of its sizes, with so many tokens of others beside."""
-    draw = np.random.default_rng(1)
-    for size in model.sizes.up_to(max_batch_tokens):
+def _crowds(
+    model: RewardModel, texts: Sequence[tuple[int, ...]], max_batch_tokens: int
+) -> Iterator[list[Group]]:
+    """Crowds for some texts: of their first tokens, and one for each size of stream to try."""
+    yield [Group((), (text[:1],)) for text in texts] * _CROWD
+    beside, draw = sum(map(len, texts)), np.random.default_rng(1)
+    for size in _sizes(model, max_batch_tokens):
         tokens = draw.integers(0, model.vocabulary, max(0, size - beside)).tolist()
         cuts = range(0, len(tokens), _CROWD_LENGTH)
         yield [Group((), (tuple(tokens[cut : cut + _CROWD_LENGTH]),)) for cut in cuts]
+
+
+def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
+    """Tokens of the streams that have to be tried: all that there will be, on a GPU."""
+    on_gpu = model.layout == "flat" and model.device.type == "cuda"
+    return model.sizes.up_to(max_batch_tokens) if on_gpu else ()
 
 
 def _rewards(model: RewardModel, groups: list[Group]) -> list[float]:

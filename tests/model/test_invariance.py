@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import make_checkpoint
 
-from rayreward import ModelConfig, ModelError, Scorer
+from rayreward import ModelConfig, ModelError, Scorer, invariance
 from rayreward.invariance import find_dependence
 from rayreward.model import RewardModel
 from rayreward.sizes import Sizes
@@ -87,6 +87,34 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     held = scorer(tmp_path, batch_invariant=True, max_batch_tokens=512)
     assert (held.fingerprint().layout, held.fingerprint().batch_invariant) == ("flat", "holds")
     assert held._model.sizes == Sizes(512)
+
+
+def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: a bit that moves in streams of 1,024 tokens only; one that moves in none."""
+    model = scorer(tmp_path)._model
+    honest, sizes = RewardModel.rewards, []
+    monkeypatch.setattr(invariance, "_sizes", lambda model, most: model.sizes.up_to(most))
+    model.sizes = Sizes(256, 8)
+
+    def rewards(self: RewardModel, batch: Any) -> Any:
+        sizes.append(sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch))
+        if sizes[-1] > 1_500:
+            raise torch.OutOfMemoryError("no more")
+        found = honest(self, batch)
+        return found.nextafter(torch.tensor(9.0)) if sizes[-1] == moves_at else found
+
+    monkeypatch.setattr(RewardModel, "rewards", rewards)
+    moves_at = 1_024
+    assert find_dependence(model, 4_096) == ("in other company",)
+    assert {512, 768, 1_024} <= set(sizes)
+    assert max(sizes) == 1_024
+    moves_at = 0
+    assert find_dependence(model, 1_280) == ()
+    assert max(sizes) == 1_280
+    assert find_dependence(model, 4_096) == ()
+    assert max(sizes) == 1_536
 
 
 def test_g3_insisted_on_and_impossible_is_refused(
