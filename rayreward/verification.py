@@ -112,9 +112,10 @@ def _verify(
     rows = _check_rows(directory, manifest, plan)
     if not (files.ok and rows.ok):
         return Verification((files, rows))
-    then = Fingerprint.from_dict(manifest["provenance"]["fingerprint"])
+    then, config = _read_provenance(manifest["provenance"])
+    config = config if model is None else replace(config, model=model)
     with _computing_with(manifest.get("threads")):
-        scorer = load(_model_config(manifest, model))
+        scorer = load(config)
         return Verification(
             (
                 files,
@@ -179,15 +180,17 @@ def _check_rows(
     )
 
 
-def _model_config(manifest: Mapping[str, Any], model: str | None) -> ModelConfig:
+def _read_provenance(provenance: Mapping[str, Any]) -> tuple[Fingerprint, ModelConfig]:
     try:
-        config = ModelConfig(**manifest["provenance"]["settings"])
-    except TypeError as error:
+        return (
+            Fingerprint.from_dict(provenance["fingerprint"]),
+            ModelConfig(**provenance["settings"]),
+        )
+    except TypeError as error:  # a field too many, or one too few
         raise OutputError(
-            f"The output was made by RayReward {manifest['provenance'].get('rayreward')}, whose "
-            f"settings this version does not know ({error}). Verify it with that version."
+            f"The output was made by RayReward {provenance.get('rayreward')}, which tells other "
+            f"things of a model than this version ({error}). Verify it with that version."
         ) from error
-    return config if model is None else replace(config, model=model)
 
 
 def _check_model(then: Fingerprint, now: Fingerprint) -> Finding:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,17 +144,40 @@ def test_checkpoint_that_has_moved_is_taken_from_its_new_place(
     assert verify_output(str(output), model=str(moved)).ok
 
 
-def test_other_hardware_is_told_from_another_model(output: Path) -> None:
+def change_provenance(output: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes it in the manifest and in every part."""
     manifest = json.loads((output / "_manifest.json").read_text())
-    manifest["provenance"]["fingerprint"]["probe"][0] += 1e-7
-    manifest["provenance"]["fingerprint"]["environment"]["cpu"] = "ANOTHER"
-    parts = [part["name"] for part in manifest["parts"]]
+    change(manifest["provenance"])
     (output / "_manifest.json").write_text(json.dumps(manifest))
     metadata = {b"rayreward": json.dumps(manifest["provenance"], sort_keys=True)}
-    for name in parts:
-        table = pq.read_table(output / name)
-        pq.write_table(table.replace_schema_metadata(metadata), output / name)
-        rewrite(output, name, lambda table: table)
+    for part in manifest["parts"]:
+        table = pq.read_table(output / part["name"])
+        pq.write_table(table.replace_schema_metadata(metadata), output / part["name"])
+        rewrite(output, part["name"], lambda table: table)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: made["fingerprint"].pop("compiled"), "'compiled'"),
+        (lambda made: made["settings"].update(turbo=True), "'turbo'"),
+    ],
+    ids=["fewer", "more"],
+)
+def test_output_of_a_version_that_tells_other_things_is_refused(
+    output: Path, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    change_provenance(output, change)
+    with pytest.raises(OutputError, match=f"{reason}.*Verify it with that version"):
+        verify_output(str(output))
+
+
+def test_other_hardware_is_told_from_another_model(output: Path) -> None:
+    def elsewhere(provenance: dict[str, Any]) -> None:
+        provenance["fingerprint"]["probe"][0] += 1e-7
+        provenance["fingerprint"]["environment"]["cpu"] = "ANOTHER"
+
+    change_provenance(output, elsewhere)
     [found] = wrong(verify_output(str(output)))
     assert found.startswith("model: same weights, but this hardware computes other bits: another")
     assert "then ANOTHER" in found
