@@ -23,7 +23,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from rayreward import __version__
 from rayreward.sizes import Sizes
-from rayreward.types import Group
+from rayreward.types import Branch
 
 RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLES = ROOT / "examples" / "formats" / "pairs_text.parquet"
@@ -71,10 +71,9 @@ def linear_parameters(config: PretrainedConfig) -> int:
     return sum(rows * columns * count for (rows, columns), count in linear_shapes(config).items())
 
 
-def stream_tokens(batch: Iterable[Group], sizes: Sizes) -> int:
-    """Tokens that a flat stream of these groups has, filled up."""
-    tokens = sum(len(group.prefix) + sum(map(len, group.branches)) for group in batch)
-    return sizes.filled(tokens)
+def stream_tokens(batch: Iterable[Branch], sizes: Sizes) -> int:
+    """Tokens that a flat stream of these texts has, filled up."""
+    return sizes.filled(sum(branch.own for branch in batch))
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

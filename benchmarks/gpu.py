@@ -50,6 +50,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from rayreward.attention import Kernel
-from rayreward.batching import make_batches, pack_groups
+from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import open_checkpoint
 from rayreward.config import ModelConfig
@@ -80,7 +81,7 @@ from rayreward.invariance import find_dependence
 from rayreward.loading import load_model
 from rayreward.model import Layout, Loaded, RewardModel
 from rayreward.sizes import Sizes
-from rayreward.types import Group
+from rayreward.types import Branch
 
 SEED = 42
 PAD_ID = 0
@@ -186,31 +187,35 @@ class Clock:
 # workloads
 
 
-def draw_pairs(count: int) -> list[Group]:
+Texts = list[tuple[int, ...]]
+
+
+def draw_pairs(count: int) -> Texts:
     dice = np.random.default_rng(SEED)
     prefixes = dice.lognormal(np.log(105), 0.65, count)
     branches = np.clip(dice.lognormal(np.log(38), 0.75, (count, 2)), 8, 300).astype(int)
     least, most = 60 - branches.min(axis=1), 500 - branches.max(axis=1)
     prefixes = np.clip(prefixes, np.maximum(12, least), np.minimum(420, most)).astype(int)
-    return [group(dice, p, b) for p, b in zip(prefixes, branches, strict=True)]
+    return [text for p, b in zip(prefixes, branches, strict=True) for text in draw(dice, p, b)]
 
 
-def draw_completions(prompts: int) -> list[Group]:
+def draw_completions(prompts: int) -> Texts:
     dice = np.random.default_rng(SEED)
-    return [group(dice, 512, [64] * 8) for _ in range(prompts)]
+    return [text for _ in range(prompts) for text in draw(dice, 512, [64] * 8)]
 
 
-def draw_singles(count: int) -> list[Group]:
+def draw_singles(count: int) -> Texts:
     dice = np.random.default_rng(SEED)
-    return [group(dice, 0, [1_024]) for _ in range(count)]
+    return [text for _ in range(count) for text in draw(dice, 0, [1_024])]
 
 
-def group(dice: np.random.Generator, prefix: int, branches: Sequence[int]) -> Group:
+def draw(dice: np.random.Generator, prefix: int, branches: Sequence[int]) -> Texts:
+    """Texts that begin alike."""
     first, *others = (tuple(dice.integers(3, VOCABULARY, n).tolist()) for n in (prefix, *branches))
-    return Group(first, tuple(others))
+    return [first + other for other in others]
 
 
-def workloads(scale: Scale) -> dict[str, list[Group]]:
+def workloads(scale: Scale) -> dict[str, Texts]:
     return {
         "pairs": draw_pairs(scale.pairs),
         "completions": draw_completions(scale.prompts),
@@ -218,11 +223,10 @@ def workloads(scale: Scale) -> dict[str, list[Group]]:
     }
 
 
-def describe(groups: Sequence[Group]) -> dict[str, Any]:
-    lengths = [len(text) for group in groups for text in group.texts]
-    spared = sum(len(group.prefix) * (len(group.branches) - 1) for group in groups)
+def describe(texts: Texts) -> dict[str, Any]:
+    lengths = [len(text) for text in texts]
+    spared = sum(branch.shared for branch in share_prefixes(sorted(texts)))
     return {
-        "groups": len(groups),
         "texts": len(lengths),
         "tokens": sum(lengths),
         "shortest": min(lengths),
@@ -237,9 +241,9 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    groups: list[Group]
+    branches: list[Branch]
     texts: list[int]
-    """Which texts of the workload these are, in the order of the groups."""
+    """Which texts of the workload these are, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +284,7 @@ class Way:
     batches: list[Batch]
     prepare: Callable[[], None]
     """What comes before a pass."""
-    score: Callable[[list[Group]], torch.Tensor]
+    score: Callable[[list[Branch]], torch.Tensor]
     form: Form | None = None
     """None: transformers' own."""
     sizes: Sizes | None = None
@@ -296,7 +300,7 @@ class Way:
         found: dict[int, float] = {}
         begun: tuple[Batch, torch.Tensor] | None = None
         for batch in [*self.batches, None]:
-            now = None if batch is None else (batch, self.score(batch.groups))
+            now = None if batch is None else (batch, self.score(batch.branches))
             if begun is not None:
                 found.update(zip(begun[0].texts, begun[1].tolist(), strict=True))
             begun = now
@@ -307,7 +311,7 @@ class Way:
         """Tokens that run."""
         if self.sizes is None:
             return sum(rows * longest for rows, longest in self._padded())
-        return sum(stream_tokens(batch.groups, self.sizes) for batch in self.batches)
+        return sum(stream_tokens(batch.branches, self.sizes) for batch in self.batches)
 
     @property
     def ended(self) -> int:
@@ -321,14 +325,12 @@ class Way:
         """(query, key) pairs of tokens that run; a token sees itself and those before it."""
         if self.sizes is None:
             return sum(rows * triangle(longest) for rows, longest in self._padded())
-        groups = [group for batch in self.batches for group in batch.groups]
-        prefixes = sum(triangle(len(group.prefix)) for group in groups)
-        branches = ((len(g.prefix), len(branch)) for g in groups for branch in g.branches)
-        return prefixes + sum(prefix * own + triangle(own) for prefix, own in branches)
+        branches = (branch for batch in self.batches for branch in batch.branches)
+        return sum(triangle(len(branch.ids)) - triangle(branch.shared) for branch in branches)
 
     def _padded(self) -> Iterator[tuple[int, int]]:
         for batch in self.batches:
-            lengths = [len(text) for group in batch.groups for text in group.texts]
+            lengths = [len(branch.ids) for branch in batch.branches]
             yield len(lengths), max(lengths)
 
 
@@ -337,11 +339,10 @@ def triangle(side: int) -> int:
 
 
 def make_ways(
-    model: RewardModel, plain: PreTrainedModel, groups: list[Group], scale: Scale, taken: Form
+    model: RewardModel, plain: PreTrainedModel, texts: Texts, scale: Scale, taken: Form
 ) -> list[Way]:
     """Every way to score a workload; of the flat forms, the one that is taken in all its sizes."""
-    texts = [Group((), (text,)) for group in groups for text in group.texts]
-    lengths = [len(text.branches[0]) for text in texts]
+    lengths = [len(text) for text in texts]
     budget, size = scale.middle
     *streams, padded = FORMS[model.device.type]
     first, *others = sorted(streams, key=lambda form: form != taken)
@@ -351,6 +352,14 @@ def make_ways(
         sizes = None if form.layout == "padded" else model.sizes
         narrowed = model._last_attention is not None
         return Way(name, batches, lambda: form.take(model), model.rewards, form, sizes, narrowed)
+
+    def pack(some: int, *, share: bool) -> list[Batch]:
+        """Batches as `Scorer` makes them for a flat stream."""
+        if not share:
+            return number(pack_branches([Branch(text) for text in texts], some), range(len(texts)))
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        branches = share_prefixes([texts[index] for index in order], model.worth_sharing)
+        return number(pack_branches(branches, some), order)
 
     def loop(name: str, order: Sequence[int], size: int) -> Way:
         batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
@@ -365,9 +374,9 @@ def make_ways(
     by_length = sorted(range(len(texts)), key=lengths.__getitem__)
     return without_repetitions(
         [
-            *(ours(first, "shared", pack(groups, some), some) for some in scale.budgets),
-            *(ours(first, "unshared", pack(texts, some), some) for some in scale.budgets),
-            *(ours(form, "shared", pack(groups, budget), budget) for form in others),
+            *(ours(first, "shared", pack(some, share=True), some) for some in scale.budgets),
+            *(ours(first, "unshared", pack(some, share=False), some) for some in scale.budgets),
+            *(ours(form, "shared", pack(budget, share=True), budget) for form in others),
             ours(padded, "sorted", pick(texts, make_batches(lengths, budget)), budget),
             *(loop(SORTED, by_length, some) for some in scale.sizes),
             loop("file order", range(len(texts)), size),
@@ -383,27 +392,20 @@ def without_repetitions(ways: Sequence[Way]) -> list[Way]:
     return kept
 
 
-def pack(groups: Sequence[Group], budget: int) -> list[Batch]:
-    """Batches as `Scorer` makes them for a flat stream."""
-    sizes = [(len(g.prefix), [len(branch) for branch in g.branches]) for g in groups]
-    starts = np.cumsum([0, *(len(group.branches) for group in groups)]).tolist()
-    return [
-        Batch(
-            [Group(groups[i].prefix, groups[i].branches[b.start : b.stop]) for i, b in batch],
-            [starts[i] + branch for i, b in batch for branch in b],
-        )
-        for batch in pack_groups(sizes, budget)
-    ]
+def number(batches: Sequence[list[Branch]], order: Sequence[int]) -> list[Batch]:
+    """Batches that hold a workload's texts in some order."""
+    texts = iter(order)
+    return [Batch(batch, list(islice(texts, len(batch)))) for batch in batches]
 
 
-def pick(texts: Sequence[Group], batches: Sequence[list[int]]) -> list[Batch]:
-    return [Batch([texts[index] for index in chosen], chosen) for chosen in batches]
+def pick(texts: Texts, batches: Sequence[list[int]]) -> list[Batch]:
+    return [Batch([Branch(texts[index]) for index in chosen], chosen) for chosen in batches]
 
 
 @torch.inference_mode()
-def forward(plain: PreTrainedModel, batch: Sequence[Group]) -> torch.Tensor:
+def forward(plain: PreTrainedModel, batch: Sequence[Branch]) -> torch.Tensor:
     """The forward of transformers itself over a batch that is padded on the right; waits for it."""
-    rows = [torch.tensor(text) for group in batch for text in group.texts]
+    rows = [torch.tensor(branch.ids) for branch in batch]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
     ids = ids.to(plain.device)
     mask = (ids != PAD_ID).long()
@@ -438,7 +440,7 @@ def build(
         )
     module.eval().requires_grad_(False)
     wide = copy.deepcopy(module).float()
-    exact = {name: exact_rewards(wide, groups) for name, groups in workloads(scale).items()}
+    exact = {name: exact_rewards(wide, texts) for name, texts in workloads(scale).items()}
     del wide
     plain = copy.copy(module)
     plain._modules = {**module._modules, "score": copy.deepcopy(module.score)}
@@ -468,18 +470,17 @@ def verdict_on(model: RewardModel, max_batch_tokens: int) -> str:
     return f"{verdict}, tried for {time.perf_counter() - start:.1f} s"
 
 
-def exact_rewards(wide: PreTrainedModel, groups: Sequence[Group]) -> Rewards:
+def exact_rewards(wide: PreTrainedModel, texts: Texts) -> Rewards:
     """Of a workload's first texts, by transformers one at a time, in float32."""
-    texts = [Group((), (text,)) for group in groups for text in group.texts]
-    ends = np.cumsum([len(text.branches[0]) for text in texts])
+    ends = np.cumsum([len(text) for text in texts])
     chosen = texts[: int((ends <= COMPARED_TOKENS).sum())]
-    return [forward(wide, [text]).item() for text in chosen]
+    return [forward(wide, [Branch(text)]).item() for text in chosen]
 
 
 def compare_in_float32(device: torch.device) -> dict[str, Any]:
     """A small model, saved and loaded as any checkpoint is, against transformers one at a time."""
-    groups = [*draw_pairs(8), *draw_completions(1), *draw_singles(2)]
-    texts = [Group((), (text,)) for group in groups for text in group.texts]
+    texts = [*draw_pairs(8), *draw_completions(1), *draw_singles(2)]
+    apart, shared = [Branch(text) for text in texts], share_prefixes(texts)
     with tempfile.TemporaryDirectory() as path:
         torch.manual_seed(SEED)
         AutoModelForSequenceClassification.from_config(llama(**SMALL)).save_pretrained(path)
@@ -489,21 +490,21 @@ def compare_in_float32(device: torch.device) -> dict[str, Any]:
             load_model(open_checkpoint(path), config, PAD_ID, str(where))
             for where in (device, "cpu")
         )
-    expected = torch.cat([forward(plain, [text]) for text in texts])
+    expected = torch.cat([forward(plain, [branch]) for branch in apart])
     layout, verdict = model.layout, verdict_on(model, 16_384)
     Form("flat", "blocks").take(model)
     here, unshared, there = (
         torch.tensor(scored.tolist())
-        for scored in (model.rewards(groups), model.rewards(texts), on_cpu.rewards(groups))
+        for scored in (model.rewards(shared), model.rewards(apart), on_cpu.rewards(shared))
     )
-    apart, cpu_apart = ((rewards - expected).abs().max() for rewards in (here, there))
+    error, cpu_error = ((rewards - expected).abs().max() for rewards in (here, there))
     return {
         "layout": layout,
         "g3": verdict,
-        "flat_from_transformers": float(apart),
-        "flat_on_cpu_from_transformers_here": float(cpu_apart),
+        "flat_from_transformers": float(error),
+        "flat_on_cpu_from_transformers_here": float(cpu_error),
         "tolerance": FP32_TOLERANCE,
-        "within_tolerance": bool(max(apart, cpu_apart) <= FP32_TOLERANCE),
+        "within_tolerance": bool(max(error, cpu_error) <= FP32_TOLERANCE),
         "same_bits_unshared": torch.equal(here, unshared),
     }
 
@@ -638,7 +639,7 @@ def kernels_of(way: Way) -> dict[str, Any]:
     way.run()
     with profile(activities=activities) as profiled:
         start = time.perf_counter()
-        way.score(way.batches[0].groups).tolist()
+        way.score(way.batches[0].branches).tolist()
         seconds = time.perf_counter() - start
     spent = {
         event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -689,7 +690,7 @@ def main() -> None:
         "dtype": "bfloat16",
         "times_off_float32_allowed": BF16_TOLERANCE,
         "budget_s": arguments.budget_s,
-        "workloads": {name: describe(groups) for name, groups in workloads(scale).items()},
+        "workloads": {name: describe(texts) for name, texts in workloads(scale).items()},
         "float32": {},
         "models": {},
         "runs": [],
@@ -728,10 +729,10 @@ def run_model(name: str, scale: Scale, clock: Clock, result: dict[str, Any]) -> 
         "budget_by_itself": find_budget(model),
         "g3": verdicts,
     }
-    for workload, groups in workloads(scale).items():
+    for workload, texts in workloads(scale).items():
         what = f"{name} {workload}"
         print(what, flush=True)
-        ways = make_ways(model, plain, groups, scale, taken)
+        ways = make_ways(model, plain, texts, scale, taken)
         measured = measure(ways, scale, clock, what)
         about = {
             "model": name,
@@ -739,7 +740,7 @@ def run_model(name: str, scale: Scale, clock: Clock, result: dict[str, Any]) -> 
             "repeats": measured.repeats,
             "product_tflops": round(measured.product_rate / 1e12, 4),
         }
-        given = describe(groups)["tokens"]
+        given = describe(texts)["tokens"]
         told = runs_of(ways, measured, config, given, exact[workload])
         result["runs"] += [about | run for run in told]
         yield workload

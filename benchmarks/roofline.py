@@ -51,7 +51,7 @@ from transformers import AutoConfig
 from rayreward import ModelConfig, Scorer
 from rayreward.allocator import FreedMemory
 from rayreward.packing import PackedLinear
-from rayreward.types import Group, Text
+from rayreward.types import Branch, Text
 
 ROWS = 2_048
 THREADS = 2
@@ -81,7 +81,7 @@ class Counting:
         self._rewards = scorer._rewards
         scorer._rewards = self  # type: ignore[assignment]
 
-    def __call__(self, batch: Sequence[Group]) -> Any:
+    def __call__(self, batch: Sequence[Branch]) -> Any:
         self.tokens += stream_tokens(batch, self._sizes)
         return self._rewards(batch)
 
@@ -155,23 +155,24 @@ def main() -> None:
 def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
     shapes = linear_shapes(AutoConfig.from_pretrained(model))
     products = Products(shapes, getattr(torch, dtype))
-    scorer = Scorer.load(ModelConfig(model=model, seed=42, dtype=dtype), "cpu")
-    counting = Counting(scorer)
-    ways = {"unshared": unshared, "shared": list}
+    scorers = {way: load(model, dtype, share=way == "shared") for way in ("unshared", "shared")}
+    counts = {way: Counting(scorer) for way, scorer in scorers.items()}
     rates: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     tokens: Counter[str] = Counter()
-    scorer.score_groups(passes[0])  # warms up
+    for scorer in scorers.values():
+        scorer.score_groups(passes[0])  # warms up
     for groups in passes:
-        for way, arrange in ways.items():
+        for way, scorer in scorers.items():
             for name, rate in products.rates().items():
                 rates.setdefault(name, []).append(rate)
+            counting = counts[way]
             counting.tokens = counting.flops = 0
-            taken = timed(partial(scorer.score_groups, arrange(groups)))
+            taken = timed(partial(scorer.score_groups, groups))
             seconds.setdefault(way, []).append(taken)
             rates.setdefault(way, []).append(counting.flops / taken)
             tokens[way] += counting.tokens
-    bare = {name: rates.pop(name) for name in list(rates) if name not in ways}
+    bare = {name: rates.pop(name) for name in list(rates) if name not in scorers}
     return {
         "dtype": dtype,
         "linear_parameters": sum(math.prod(shape) * n for shape, n in shapes.items()),
@@ -183,19 +184,19 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
                 "median_s": round(statistics.median(seconds[way]), 2),
                 "gflops": round(statistics.median(rates[way]) / 1e9, 1),
                 "share_of": {
-                    name: round(median_share(rates[way], rate[at :: len(ways)]), 3)
+                    name: round(median_share(rates[way], rate[at :: len(scorers)]), 3)
                     for name, rate in bare.items()
                 },
             }
-            for at, way in enumerate(ways)
+            for at, way in enumerate(scorers)
         ],
-        "profile": where_time_goes(partial(scorer.score_groups, passes[-1])),
+        "profile": where_time_goes(partial(scorers["shared"].score_groups, passes[-1])),
     }
 
 
-def unshared(groups: Groups) -> Groups:
-    """Each text in a group of its own."""
-    return [[text] for group in groups for text in group]
+def load(model: str, dtype: Any, *, share: bool) -> Scorer:
+    config = ModelConfig(model=model, seed=42, dtype=dtype, share_prefixes=share)
+    return Scorer.load(config, "cpu")
 
 
 def median_share(rates: Sequence[float], of: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rayreward.model import Layout, RewardModel
-from rayreward.types import Group
+from rayreward.types import Branch
 
 _CPU_TOKENS: dict[Layout, int] = {"flat": 8_192, "padded": 1_024, "single": 1_024}
 """Measured on two cores with a 135M model: half as many take a flat stream 2 to 4 % longer; eight
@@ -55,7 +55,7 @@ def _measure(model: RewardModel) -> float:
     """Bytes of a GPU that one more token in a batch takes."""
     length = min(_PROBE_LENGTH, model.loaded.max_positions or _PROBE_LENGTH)
     draw = np.random.default_rng(0).integers(0, model.vocabulary, (_PROBE_TEXTS, length))
-    batch = [Group((), (tuple(text),)) for text in draw.tolist()]
+    batch = [Branch(tuple(text)) for text in draw.tolist()]
     model.rewards(batch)  # libraries take workspaces at their first call
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)

@@ -1,6 +1,8 @@
-"""One flat stream of tokens: groups laid end to end, no padding, shared prefixes only once.
+"""One flat stream of tokens: texts laid end to end, no padding, what they share only once.
 
-    [prefix A | branch A1 | branch A2 | prefix B | branch B1 | …]
+    [system prompt | prompt A | answer A1 | answer A2 | prompt B | answer B1 | …]
+
+Of each text the stream holds what it does not have in common with the one before it.
 
 Linear layers, norms and activations see one long row of tokens; only attention knows where a text
 begins and ends (`rayreward.attention`). It is a function registered with transformers' attention
@@ -30,7 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
 from rayreward.narrowing import Narrowing
 from rayreward.sizes import ON_CPU, Sizes
-from rayreward.types import Group
+from rayreward.types import Branch
 
 ATTENTION = "rayreward_flat"
 
@@ -87,7 +89,7 @@ _current: ContextVar[_Pass] = ContextVar("pass")
 
 
 def lay_out(
-    groups: Sequence[Group],
+    batch: Sequence[Branch],
     fill_id: int,
     device: torch.device,
     *,
@@ -96,35 +98,31 @@ def lay_out(
     padding_idx: int | None = None,
     sizes: Sizes = ON_CPU,
 ) -> Stream:
-    """Lays groups end to end.
+    """Lays texts end to end.
 
     Args:
-        groups: In the order wanted; none of their texts may be empty.
+        batch: In the order wanted; no text may be empty.
         fill_id: A token id to fill the stream up with.
         device: Where the stream is needed.
         kernel: What computes attention.
         causal: Whether a token sees those before it only. Where it sees all of its text, a prefix
-            is not the same under two branches, and nothing is shared.
+            is not the same in two of them, and nothing is shared.
         padding_idx: Of the model's position embeddings, where they have one.
         sizes: What the number of tokens is filled up to.
     """
-    if not causal:
-        groups = [Group((), (text,)) for group in groups for text in group.texts]
     ids: list[int] = []
     positions: list[int] = []
     texts: list[Index] = []
     owned_from: list[int] = []
-    for group in groups:
-        shared = len(group.prefix)
-        start = len(ids)
-        ids.extend(group.prefix)
-        positions.extend(_positions(group.prefix, padding_idx))
-        for number, (branch, text) in enumerate(zip(group.branches, group.texts, strict=True)):
-            places = np.arange(len(ids), len(ids) + len(branch))
-            texts.append(np.concatenate([np.arange(start, start + shared), places]))
-            owned_from.append(shared if number else 0)  # the first branch's text does the prefix
-            ids.extend(branch)
-            positions.extend(_positions(text, padding_idx)[shared:])
+    before = np.arange(0)
+    for branch in batch:
+        shared = branch.shared if causal else 0
+        own = np.arange(len(ids), len(ids) + len(branch.ids) - shared)
+        before = np.concatenate([before[:shared], own])
+        texts.append(before)
+        owned_from.append(shared)
+        ids.extend(branch.ids[shared:])
+        positions.extend(_positions(branch.ids, padding_idx)[shared:])
     filling = sizes.filled(len(ids)) - len(ids)
     return Stream(
         ids=on_device(device, np.array([ids + [fill_id] * filling])),

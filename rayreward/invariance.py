@@ -15,9 +15,9 @@ import torch
 
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
-from rayreward.model import RewardModel, trial_groups
+from rayreward.model import RewardModel, trial_batch
 from rayreward.sizes import Sizes
-from rayreward.types import Group
+from rayreward.types import Branch
 
 _CROWD = 6
 """Times as many texts, of one token each: more than what numbers of texts are filled up to."""
@@ -71,9 +71,9 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     """
     if model.layout == "padded":
         return ("in padded batches",)
-    groups = trial_groups(model)
-    texts = [text for group in groups for text in group.texts]
-    singles = [Group((), (text,)) for text in texts]
+    batch = trial_batch(model)
+    texts = [branch.ids for branch in batch]
+    singles = [Branch(text) for text in texts]
     expected = [reward for single in singles for reward in _rewards(model, [single])]
     moved_by = []
     for crowd in _crowds(model, texts, max_batch_tokens):
@@ -84,21 +84,21 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
         if behind[::-1] != expected:
             moved_by.append("in other company")
             break
-    if model.layout == "flat" and _rewards(model, groups) != expected:
+    if model.layout == "flat" and _rewards(model, batch) != expected:
         moved_by.append("with a shared prefix")
     return tuple(moved_by)
 
 
 def _crowds(
     model: RewardModel, texts: Sequence[tuple[int, ...]], max_batch_tokens: int
-) -> Iterator[list[Group]]:
+) -> Iterator[list[Branch]]:
     """Crowds for some texts: of their first tokens, and one for each size of stream to try."""
-    yield [Group((), (text[:1],)) for text in texts] * _CROWD
+    yield [Branch(text[:1]) for text in texts] * _CROWD
     beside, draw = sum(map(len, texts)), np.random.default_rng(1)
     for size in _sizes(model, max_batch_tokens):
         tokens = draw.integers(0, model.vocabulary, max(0, size - beside)).tolist()
         cuts = range(0, len(tokens), _CROWD_LENGTH)
-        yield [Group((), (tuple(tokens[cut : cut + _CROWD_LENGTH]),)) for cut in cuts]
+        yield [Branch(tuple(tokens[cut : cut + _CROWD_LENGTH])) for cut in cuts]
 
 
 def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
@@ -107,7 +107,7 @@ def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
     return model.sizes.up_to(max_batch_tokens) if on_gpu else ()
 
 
-def _rewards(model: RewardModel, groups: list[Group]) -> list[float]:
+def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:
     """All at once, if the layout lets them be."""
-    batches = [[group] for group in groups] if model.layout == "single" else [groups]
+    batches = [[branch] for branch in batch] if model.layout == "single" else [batch]
     return [reward for batch in batches for reward in model.rewards(batch).tolist()]

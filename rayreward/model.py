@@ -1,6 +1,6 @@
 """A reward model on one device: token ids in, rewards out.
 
-A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, shared prefixes
+A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, what texts share
 once (`rayreward.flat`); where a trial at load finds that it gives what transformers' own forward
 gives. *Padded*: transformers' own forward, padded on the right; for everything else.
 *Single*: the same with one text in a batch, for who would rather wait than see a bit move, and
@@ -22,13 +22,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rayreward.attention import Kernel, on_device
+from rayreward.batching import share_prefixes
 from rayreward.flat import lay_out, run
 from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
-from rayreward.types import Group
+from rayreward.types import Branch
 
 _logger = logging.getLogger("rayreward")
 
@@ -93,11 +94,16 @@ class RewardModel:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether what the texts of a group have in common runs once.
+        """Whether what texts have in common runs once.
 
-        Not in an encoder: there a prefix sees the branch that follows it.
+        Not in an encoder: there a prefix sees what follows it.
         """
         return self.layout == "flat" and self._causal
+
+    @property
+    def worth_sharing(self) -> int:
+        """How many tokens texts have to have in common. On a GPU sharing gathers keys anew."""
+        return 1 if self.device.type == "cpu" else 8
 
     def needed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The start of a text that its reward comes from, and nothing that follows it.
@@ -125,11 +131,11 @@ class RewardModel:
         yield from sorted((name, buffers[name]) for name in buffers.keys() - stored)
 
     @torch.inference_mode()
-    def rewards(self, batch: Sequence[Group]) -> torch.Tensor:
+    def rewards(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Scores one batch, all of it at once. Does not wait for a GPU to be done with it.
 
         Args:
-            batch: Groups with N texts in all, each text of at least one token.
+            batch: N texts.
 
         Returns:
             `(N,)` float32 on the model's device, in the batch's order. NaN and infinities are
@@ -138,7 +144,7 @@ class RewardModel:
         pooled = self._pooled_flat if self.layout == "flat" else self._pooled_padded
         return self.head.rewards(pooled(batch))
 
-    def _pooled_flat(self, batch: Sequence[Group]) -> torch.Tensor:
+    def _pooled_flat(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
         stream = lay_out(
             batch,
@@ -149,15 +155,15 @@ class RewardModel:
             padding_idx=self._padding_idx,
             sizes=self.sizes,
         )
-        pooled = [pooled_position(t, self.pad_id) for group in batch for t in group.texts]
+        pooled = [pooled_position(branch.ids, self.pad_id) for branch in batch]
         hidden, self._attentions = run(
             self._module, stream, self.head.caught, pooled, self._last_attention
         )
         return hidden
 
-    def _pooled_padded(self, batch: Sequence[Group]) -> torch.Tensor:
+    def _pooled_padded(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
-        texts = [text for group in batch for text in group.texts]
+        texts = [branch.ids for branch in batch]
         ids, mask = self._padded(texts)
         hidden = self.head.caught(
             lambda: self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
@@ -176,40 +182,40 @@ class RewardModel:
         trial can tell: some architectures pool in a way of their own, mix tokens outside of
         attention or take weights past their layers, and come out wrong without a word.
         """
-        groups = trial_groups(self)
-        expected = self._own(groups)
+        batch = trial_batch(self)
+        expected = self._own(batch)
         if self.device.type == "cpu":
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
-            if self._finds_kernel(groups, expected):
+            if self._finds_kernel(batch, expected):
                 return "flat"
-            packed = _tried(self._own, groups)
+            packed = _tried(self._own, batch)
             if packed is not None and self._is_close(packed, expected):
                 return "padded"
             unpack_linear_layers(self._module)
-        return "flat" if self._finds_kernel(groups, expected) else "padded"
+        return "flat" if self._finds_kernel(batch, expected) else "padded"
 
     @torch.inference_mode()
     def _settle_fusing(self) -> bool:
         """Compiles the layers, and stays with that where the stream is right by it, too."""
-        groups = trial_groups(self)
-        expected = self._own(groups)
+        batch = trial_batch(self)
+        expected = self._own(batch)
         if not fuse_layers(self._module):
             return False
         try:
-            self._pooled_flat(groups)
+            self._pooled_flat(batch)
         except Exception as error:  # whatever the compiler lacks on this machine
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            if self._runs_flat(groups, expected):
+            if self._runs_flat(batch, expected):
                 return True
             reason = "they would give other rewards"
         _logger.warning("the layers of %s are not compiled: %s", self.architecture, reason)
         unfuse_layers(self._module)
-        self._runs_flat(groups, expected)  # settles anew whether the stream is narrowed
+        self._runs_flat(batch, expected)  # settles anew whether the stream is narrowed
         return False
 
-    def _finds_kernel(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
+    def _finds_kernel(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
         """Whether the stream is right by some kernel, with the weights as they are now held.
 
         Tries each kernel, for attention as decoders have it and then as encoders do. The tolerance
@@ -218,14 +224,13 @@ class RewardModel:
         """
         for kernel, causal in product(self._kernels(), (True, False)):
             self._kernel, self._causal = kernel, causal
-            if self._runs_flat(groups, expected):
+            if self._runs_flat(batch, expected):
                 return True
         return False
 
-    def _own(self, groups: Sequence[Group]) -> torch.Tensor:
+    def _own(self, batch: Sequence[Branch]) -> torch.Tensor:
         """What reaches the head by transformers' own forward, one text at a time, `(N, H)`."""
-        texts = [text for group in groups for text in group.texts]
-        return torch.cat([self._pooled_padded([Group((), (text,))]) for text in texts]).float()
+        return torch.cat([self._pooled_padded([branch]) for branch in batch]).float()
 
     def _kernels(self) -> tuple[Kernel, ...]:
         """What could compute attention here, the fastest first."""
@@ -237,11 +242,11 @@ class RewardModel:
             kernels.insert(0, "compiled")
         return tuple(kernels)
 
-    def _runs_flat(self, groups: Sequence[Group], expected: torch.Tensor) -> bool:
+    def _runs_flat(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
         """Whether the stream is right, in either order; settles whether it is narrowed."""
-        turned = [Group(group.prefix, group.branches[::-1]) for group in groups[::-1]]
+        turned = share_prefixes([branch.ids for branch in reversed(batch)])
         self._last_attention = None
-        ours = _tried(self._pooled_flat, groups)
+        ours = _tried(self._pooled_flat, batch)
         if ours is None or not self._is_close(ours, expected):
             return False
         for last_attention in (self._attentions, None) if self._causal else (None,):
@@ -272,17 +277,17 @@ class RewardModel:
 
 
 def _tried(
-    way: Callable[[Sequence[Group]], torch.Tensor], groups: Sequence[Group]
+    way: Callable[[Sequence[Branch]], torch.Tensor], batch: Sequence[Branch]
 ) -> torch.Tensor | None:
     """What reaches the head, `(N, H)`; null where the model can't run this way."""
     try:
-        return way(groups)
+        return way(batch)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None
 
 
-def trial_groups(model: RewardModel) -> list[Group]:
-    """Texts of made-up tokens: alone, sharing a prefix, shorter and longer than a block.
+def trial_batch(model: RewardModel) -> list[Branch]:
+    """Texts of made-up tokens: alone, sharing a prefix and a longer one, more than a block long.
 
     Few, since a large model on slow cores takes seconds for a hundred tokens, before its first
     reward; but more tokens than the smallest stream has, or nothing would be narrowed in it.
@@ -293,12 +298,18 @@ def trial_groups(model: RewardModel) -> list[Group]:
         return tuple(generator.integers(0, model.vocabulary, length).tolist())
 
     longest = min(70, model.loaded.max_positions or 70)
-    return [
-        Group((), (draw(1),)),
-        Group(draw(longest // 5), (draw(3), draw(5), ())),
-        Group(draw(longest // 5 * 4), (draw(2), draw(longest // 5))),
-        *(Group((), (draw(longest),)) for _ in range(model.sizes.multiple // longest)),
-    ]
+    start, prompt = draw(longest // 5), draw(longest // 5 * 3)
+    return share_prefixes(
+        [
+            draw(1),
+            start + draw(3),
+            start + draw(5),
+            start,
+            start + prompt + draw(2),
+            start + prompt + draw(longest // 5),
+            *(draw(longest) for _ in range(model.sizes.multiple // longest)),
+        ]
+    )
 
 
 def position_padding(module: nn.Module) -> int | None:

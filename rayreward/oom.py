@@ -1,6 +1,6 @@
 """Goes on in halves when a device runs out of memory, and in whole batches again when it can.
 
-Knows groups and a function that scores them; does not know models or text.
+Knows batches and a function that scores them; does not know models or text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from rayreward.types import Group
+from rayreward.batching import apart
+from rayreward.types import Branch
 
 _logger = logging.getLogger("rayreward")
 
@@ -27,26 +28,26 @@ class Halving:
     Where G3 holds, the parts give the bits that the whole would have given.
     """
 
-    def __init__(self, rewards: Callable[[Sequence[Group]], torch.Tensor]) -> None:
+    def __init__(self, rewards: Callable[[Sequence[Branch]], torch.Tensor]) -> None:
         """
         Args:
-            rewards: Groups with N texts in all → `(N,)`, on any device.
+            rewards: A batch of N texts → `(N,)`, on any device.
         """
         self._rewards = rewards
         self._parts = 1
         self._calm = 0
 
-    def __call__(self, batch: Sequence[Group]) -> Parts:
+    def __call__(self, batch: Sequence[Branch]) -> Parts:
         """Scores a batch. Does not wait for a GPU to be done with it; `read` does."""
         self._calm += 1
         if self._parts > 1 and self._calm > _CALM_BATCHES:
             self._parts, self._calm = self._parts // 2, 0
         parts = [batch]
-        while len(parts) < self._parts and any(_texts(part) > 1 for part in parts):
+        while len(parts) < self._parts and any(len(part) > 1 for part in parts):
             parts = [half for part in parts for half in _halves(part)]
         return [rewards for part in parts for rewards in self._score(part, len(parts))]
 
-    def _score(self, part: Sequence[Group], of: int) -> Parts:
+    def _score(self, part: Sequence[Branch], of: int) -> Parts:
         try:
             return [self._rewards(part)]
         except torch.OutOfMemoryError as error:
@@ -54,11 +55,10 @@ class Halving:
         # outside of the handler, whose traceback would keep the tensors alive
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        texts = _texts(part)
-        if texts == 1:
+        if len(part) == 1:
             _logger.warning("a text does not fit into memory even alone: %s", message)
             return [None]
-        _logger.warning("out of memory with %d texts; going on with half: %s", texts, message)
+        _logger.warning("out of memory with %d texts; going on with half: %s", len(part), message)
         self._parts, self._calm = max(self._parts, of * 2), 0
         return [rewards for half in _halves(part) for rewards in self._score(half, of * 2)]
 
@@ -71,19 +71,9 @@ def read(parts: Parts) -> list[float | None]:
     return found
 
 
-def _texts(part: Sequence[Group]) -> int:
-    return sum(len(group.branches) for group in part)
-
-
-def _halves(part: Sequence[Group]) -> Iterator[Sequence[Group]]:
-    """Two halves with about as many texts, in order; a single text stays whole."""
-    if len(part) > 1:
-        middle = len(part) // 2
-        yield from (part[:middle], part[middle:])
-    elif len(part[0].branches) > 1:
-        [group] = part
-        middle = len(group.branches) // 2
-        yield [Group(group.prefix, group.branches[:middle])]
-        yield [Group(group.prefix, group.branches[middle:])]
-    else:
-        yield part
+def _halves(part: Sequence[Branch]) -> Iterator[Sequence[Branch]]:
+    """Two halves, in order; a single text stays whole."""
+    middle = len(part) // 2
+    if middle:
+        yield part[:middle]
+    yield apart(part[middle:])

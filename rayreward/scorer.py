@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayreward.batching import make_batches, pack_groups, share_prefixes
+from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
@@ -31,7 +31,7 @@ from rayreward.oom import Halving, Parts, read
 from rayreward.preferences import RowFormat, read_samples
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
-from rayreward.types import Failure, Group, Outcome, Reward, Sample, Status, Tokens
+from rayreward.types import Branch, Failure, Outcome, Reward, Sample, Status, Tokens
 
 
 class Scorer:
@@ -122,13 +122,13 @@ class Scorer:
     def _score_encoded(
         self, encoded: Sequence[Sequence[Tokens | Failure]], time_spent: ModelTime
     ) -> list[list[Outcome]]:
-        values = self._values(self._groups(encoded), time_spent)
+        values = self._values(self._texts(encoded), time_spent, share=self._shares)
         # a text may have lost its reward to the NaN of one that it shared its start with
         beside = [
             text for text, value in values.items() if value is not None and not isfinite(value)
         ]
         if beside and self._shares:
-            values |= self._values([Group((), (text,)) for text in beside], time_spent)
+            values |= self._values(beside, time_spent, share=False)
         return [
             [
                 item if isinstance(item, Failure) else _outcome(values[self._needed(item)], item)
@@ -138,24 +138,23 @@ class Scorer:
         ]
 
     def _values(
-        self, groups: Sequence[Group], time_spent: ModelTime
+        self, texts: Sequence[tuple[int, ...]], time_spent: ModelTime, *, share: bool
     ) -> dict[tuple[int, ...], float | None]:
         """What the model makes of each text; null where it does not fit into memory."""
         values: dict[tuple[int, ...], float | None] = {}
-        for batch, rewards in self._run(self._batches(groups), time_spent):
-            texts = (text for group in batch for text in group.texts)
-            values.update(zip(texts, rewards, strict=True))
+        for batch, rewards in self._run(self._batches(texts, share=share), time_spent):
+            values.update(zip((branch.ids for branch in batch), rewards, strict=True))
         return values
 
     def _run(
-        self, batches: Iterable[list[Group]], time_spent: ModelTime
-    ) -> Iterator[tuple[list[Group], list[float | None]]]:
+        self, batches: Iterable[list[Branch]], time_spent: ModelTime
+    ) -> Iterator[tuple[list[Branch], list[float | None]]]:
         """Scores batches one after the other; yields each with its rewards.
 
         A batch is laid out and begun before the one before it is read: a GPU need not wait.
         """
         with self.turn, time_spent.running():
-            begun: tuple[list[Group], Parts] | None = None
+            begun: tuple[list[Branch], Parts] | None = None
             for batch in batches:
                 parts = self._rewards(batch)
                 if begun is not None:
@@ -165,11 +164,10 @@ class Scorer:
             if begun is not None:
                 yield begun[0], read(begun[1])
 
-    def _groups(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[Group]:
-        """Groups of what has tokens, each text once; of one text where nothing is shared."""
+    def _texts(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[tuple[int, ...]]:
+        """The ids of what has tokens, each text once."""
         found = (item for members in encoded for item in members)
-        texts = dict.fromkeys(self._needed(item) for item in found if isinstance(item, Tokens))
-        return share_prefixes(texts) if self._shares else [Group((), (text,)) for text in texts]
+        return list(dict.fromkeys(self._needed(i) for i in found if isinstance(i, Tokens)))
 
     def _needed(self, tokens: Tokens) -> tuple[int, ...]:
         return self._model.needed(tokens.ids)
@@ -178,19 +176,14 @@ class Scorer:
     def _shares(self) -> bool:
         return self._model.shares_prefixes and self._config.share_prefixes
 
-    def _batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
+    def _batches(self, texts: Sequence[tuple[int, ...]], *, share: bool) -> list[list[Branch]]:
+        apart = [Branch(text) for text in texts]
         if self._model.layout == "flat":
-            sizes = [(len(g.prefix), [len(branch) for branch in g.branches]) for g in groups]
-            for batch in pack_groups(sizes, self._max_batch_tokens):
-                yield [
-                    Group(groups[index].prefix, groups[index].branches[chosen.start : chosen.stop])
-                    for index, chosen in batch
-                ]
-        else:
-            lengths = [len(group.branches[0]) for group in groups]
-            budget = 1 if self._model.layout == "single" else self._max_batch_tokens
-            for members in make_batches(lengths, budget):
-                yield [groups[index] for index in members]
+            branches = share_prefixes(sorted(texts), self._model.worth_sharing) if share else apart
+            return pack_branches(branches, self._max_batch_tokens)
+        budget = 1 if self._model.layout == "single" else self._max_batch_tokens
+        batches = make_batches([len(text) for text in texts], budget)
+        return [[apart[index] for index in batch] for batch in batches]
 
     def score_table(
         self,

@@ -7,7 +7,7 @@ talks to Ray.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,19 +105,22 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Texts that begin alike: each is the prefix and one of the branches.
+class Branch:
+    """A text in a batch, which may begin as the one before it does.
 
-    A prefix may be empty, and so may a branch, but not both.
+    Attributes:
+        ids: Its token ids, at least one.
+        shared: How many of them, from the first on, it has in common with the text before it in
+            the batch, so that they are not computed again.
     """
 
-    prefix: tuple[int, ...]
-    branches: tuple[tuple[int, ...], ...]
+    ids: tuple[int, ...]
+    shared: int = 0
 
     @property
-    def texts(self) -> Iterator[tuple[int, ...]]:
-        """The token ids of each text."""
-        return (self.prefix + branch for branch in self.branches)
+    def own(self) -> int:
+        """Tokens that are computed for it."""
+        return len(self.ids) - self.shared
 
 
 @dataclass(frozen=True, slots=True)

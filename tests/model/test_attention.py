@@ -15,7 +15,7 @@ from rayreward.attention.compiled import Compiled
 from rayreward.attention.spans import Spans
 from rayreward.flat import lay_out
 from rayreward.native import find_kernels
-from rayreward.types import Group
+from rayreward.types import Branch
 
 CPU = torch.device("cpu")
 COMPILED = pytest.param(
@@ -36,9 +36,9 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def groups(*shapes: tuple[int, list[int]]) -> list[Group]:
-    """Groups with a prefix and branches of so many tokens."""
-    return [Group((3,) * p, tuple((4,) * length for length in lengths)) for p, lengths in shapes]
+def branches(*lengths: tuple[int, int]) -> list[Branch]:
+    """Texts of so many tokens, the second number of which are shared with the one before."""
+    return [Branch((3,) * tokens, shared) for tokens, shared in lengths]
 
 
 def tensors(tokens: int, dtype: torch.dtype, heads: int = 6, kv_heads: int = 2) -> Any:
@@ -99,7 +99,9 @@ def test_every_text_is_attended_to_as_if_alone(
 ) -> None:
     monkeypatch.setattr(spans, "varlen_attn", by_definition)
     monkeypatch.setattr(spans, "_varlen_options", lambda: {"enable_gqa": True, "num_splits": 1})
-    batch = groups((70, [5, 0, 90]), (0, [1]), (3, [64, 61]), (0, [129, 2]))
+    batch = branches(
+        (75, 0), (70, 70), (160, 70), (130, 90), (132, 1), (1, 0), (67, 1), (129, 0), (2, 0)
+    )
     stream = lay_out(batch, 0, CPU, kernel=kernel, causal=causal)
     q, k, v = tensors(stream.ids.shape[1], torch.float32)
     if kernel == "varlen" and score.softcap is not None:
@@ -171,7 +173,7 @@ def test_heads_of_any_number_and_width(kernel: Any, heads: int, kv_heads: int, d
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_broken_numbers_stay_in_their_own_text(kernel: Any, broken: float) -> None:
     """A branch that is not finite spoils neither its prefix nor the branches beside it."""
-    batch = groups((70, [20, 20]), (0, [30]))
+    batch = branches((90, 0), (90, 70), (30, 0))
     stream = lay_out(batch, 0, CPU, kernel=kernel, causal=True)
     q, k, v = tensors(stream.ids.shape[1], torch.float32)
     expected = stream.attention.attend(q, k, v, PLAIN)

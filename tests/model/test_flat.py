@@ -18,13 +18,14 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from rayreward import ModelConfig, Scorer
+from rayreward.batching import share_prefixes
 from rayreward.checkpoint import open_checkpoint
 from rayreward.flat import lay_out
 from rayreward.head import is_head
 from rayreward.loading import load_model
 from rayreward.model import Loaded, RewardModel
 from rayreward.packing import PackedLinear, can_pack
-from rayreward.types import Group, Text
+from rayreward.types import Branch, Text
 
 CPU = torch.device("cpu")
 FLAT_ENCODERS = tuple(name for name in FLAT if name in ENCODERS)
@@ -50,15 +51,20 @@ def texts(*lengths: int, seed: int = 0) -> list[tuple[int, ...]]:
     return [tuple(generator.integers(3, 400, length).tolist()) for length in lengths]
 
 
-def alone(model: RewardModel, group: Group) -> list[float]:
-    """The rewards of a group's texts, each in a batch of its own with nothing shared."""
-    return [model.rewards([Group((), (text,))]).item() for text in group.texts]
+def alone(model: RewardModel, batch: list[Branch]) -> list[float]:
+    """The rewards of texts, each in a batch of its own with nothing shared."""
+    return [model.rewards([Branch(branch.ids)]).item() for branch in batch]
 
 
-def crowd(groups: list[Group]) -> list[Group]:
-    """Groups amid others."""
-    others = [Group((), (text,)) for text in texts(5, 64, 130, 1, seed=9)]
-    return [*others[:2], *groups, *others[2:]]
+def crowd(batch: list[Branch]) -> list[Branch]:
+    """Texts amid others."""
+    others = [Branch(text) for text in texts(5, 64, 130, 1, seed=9)]
+    return [*others[:2], *batch, *others[2:]]
+
+
+def turned(batch: list[Branch]) -> list[Branch]:
+    """The same texts in the other order."""
+    return share_prefixes([branch.ids for branch in reversed(batch)])
 
 
 @contextlib.contextmanager
@@ -163,14 +169,14 @@ def test_attention_that_does_not_tell_its_kind_runs_padded() -> None:
 @pytest.mark.parametrize("architecture", FLAT)
 def test_flat_agrees_with_transformers_own_forward(models: Any, architecture: str) -> None:
     model = models[architecture, "float32"]
-    a, b, c, d, prefix = texts(1, 63, 64, 150, 70)
-    groups = [Group((), (a,)), Group(prefix, (b, (), d)), Group((), (c,)), Group(a, (a, b))]
+    a, b, c, d, prefix = texts(1, 63, 64, 130, 60)
+    nested = [prefix + b + c, prefix + b + d, prefix + b, prefix + d]
+    batch = share_prefixes([a, prefix + b, prefix, prefix + d, *nested, c, a + a, a + b])
+    assert {1, 60, 60 + 63} <= {branch.shared for branch in batch}
     expected = [
-        model.head.rewards(model._pooled_padded([Group((), (text,))])).item()
-        for group in groups
-        for text in group.texts
+        model.head.rewards(model._pooled_padded([Branch(branch.ids)])).item() for branch in batch
     ]
-    assert model.rewards(groups).tolist() == pytest.approx(expected, abs=1e-5)
+    assert model.rewards(batch).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -184,12 +190,15 @@ def test_g3_shared_or_not_alone_or_in_a_crowd_the_same_bits(
     with threads_set_to(threads):
         for shared in (1, 15, 63, 64, 65, 130):
             [prefix, *branches] = texts(shared, 1, 2, 30, 64, 90, seed=shared)
-            group = Group(prefix, (*branches, ()))
-            expected = alone(model, group)
-            assert model.rewards([group]).tolist() == expected
-            assert model.rewards(crowd([group]))[2:-2].tolist() == expected
-            reverse = Group(prefix, group.branches[::-1])
-            assert model.rewards([reverse]).tolist() == expected[::-1]
+            ends = [*branches, (), branches[2] + branches[0], branches[2] + branches[1]]
+            batch = share_prefixes([prefix + end for end in ends])
+            expected = alone(model, batch)
+            assert model.rewards(batch).tolist() == expected
+            assert model.rewards(crowd(batch))[2:-2].tolist() == expected
+            assert model.rewards(turned(batch)).tolist() == expected[::-1]
+            in_order = sorted(zip((branch.ids for branch in batch), expected, strict=True))
+            together = model.rewards(share_prefixes([text for text, _ in in_order])).tolist()
+            assert together == [reward for _, reward in in_order]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -200,16 +209,16 @@ def test_g3_an_encoders_texts_keep_their_bits_in_any_company(
 ) -> None:
     """G3, bitwise, for texts of all lengths: together, shuffled, and in batches of every size."""
     model = models[architecture, dtype]
-    groups = [Group((), (text,)) for text in texts(1, 15, 63, 64, 65, 130, 250, 64, 1, 200)]
-    shuffled = np.random.default_rng(0).permutation(len(groups)).tolist()
+    branches = [Branch(text) for text in texts(1, 15, 63, 64, 65, 130, 250, 64, 1, 200)]
+    shuffled = np.random.default_rng(0).permutation(len(branches)).tolist()
     with threads_set_to(threads):
-        expected = [model.rewards([group]).item() for group in groups]
-        assert len(set(expected)) == len(groups)
-        for order in (range(len(groups)), shuffled):
+        expected = alone(model, branches)
+        assert len(set(expected)) == len(branches)
+        for order in (range(len(branches)), shuffled):
             for size in (2, 3, 7, 10):
                 batches = [order[start : start + size] for start in range(0, len(order), size)]
                 for batch in batches:
-                    rewards = model.rewards([groups[n] for n in batch]).tolist()
+                    rewards = model.rewards([branches[n] for n in batch]).tolist()
                     assert rewards == [expected[n] for n in batch]
 
 
@@ -223,31 +232,34 @@ def test_g3_an_encoders_texts_keep_their_bits_in_any_company(
     ),
     seed=st.integers(0, 2**16),
 )
-def test_g3_random_groups_keep_their_bits(
+def test_g3_random_corpora_keep_their_bits(
     models: Any, architecture: str, rows: Any, seed: int
 ) -> None:
-    """G3, bitwise, over random corpora."""
+    """G3, bitwise: prompts with completions, all of which begin alike, or where they happen to."""
     model = models[architecture, "float32"]
+    [start] = texts(seed % 30, seed=seed)
     groups = []
     for number, (shared, lengths) in enumerate(rows):
         [prefix, *branches] = texts(shared, *lengths, seed=seed + number)
-        groups.append(Group(prefix, tuple(branches)))
-    together = model.rewards(groups).tolist()
-    assert together == [reward for group in groups for reward in alone(model, group)]
-    assert together == [reward for group in groups for reward in model.rewards([group]).tolist()]
+        groups.append(sorted(start + prefix + branch for branch in branches))
+    batch = share_prefixes([text for group in groups for text in group])
+    together = model.rewards(batch).tolist()
+    assert together == alone(model, batch)
+    apart = [reward for g in groups for reward in model.rewards(share_prefixes(g)).tolist()]
+    assert together == apart
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert", "roberta"])
 def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> None:
     model = models[architecture, "float32"]
     poisoned, healthy = texts(30, 40)
-    expected = alone(model, Group((), (healthy,)))
+    expected = alone(model, [Branch(healthy)])
     weights = model._module.get_input_embeddings().weight
     before = weights[poisoned[0]].clone()
     assert poisoned[0] not in healthy
     try:
         weights[poisoned[0]] = float("nan")
-        rewards = model.rewards([Group((), (poisoned,)), Group((), (healthy,))])
+        rewards = model.rewards([Branch(poisoned), Branch(healthy)])
     finally:
         weights[poisoned[0]] = before
     assert rewards[0].isnan()
@@ -255,23 +267,29 @@ def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> Non
 
 
 def test_lay_out_holds_each_shared_token_once() -> None:
-    group = Group((5, 6), ((7, 8), (9,), ()))
-    stream = lay_out([group, Group((), ((4,),))], 0, CPU)
-    assert stream.ids[0].tolist() == [5, 6, 7, 8, 9, 4] + [0] * 10
-    assert stream.positions[0, :6].tolist() == [0, 1, 2, 3, 2, 0]
-    assert [text.tolist() for text in stream.texts] == [[0, 1, 2, 3], [0, 1, 4], [0, 1], [5]]
+    batch = share_prefixes([(5, 6, 7, 8), (5, 6, 7, 9, 3), (5, 6, 2), (5, 6), (4,)])
+    stream = lay_out(batch, 0, CPU)
+    assert stream.ids[0].tolist() == [5, 6, 7, 8, 9, 3, 2, 4] + [0] * 8
+    assert stream.positions[0, :8].tolist() == [0, 1, 2, 3, 3, 4, 2, 0]
+    assert [text.tolist() for text in stream.texts] == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 4, 5],
+        [0, 1, 6],
+        [0, 1],
+        [7],
+    ]
 
 
 def test_lay_out_computes_each_token_once() -> None:
     prefix, a, b, c = texts(100, 60, 1, 200)
-    stream = lay_out([Group(prefix, (a, b, ())), Group((), (c,))], 0, CPU)
+    stream = lay_out(share_prefixes([prefix + a, prefix + b, prefix, c]), 0, CPU)
     places = torch.cat([shape.places for shape in stream.attention.shapes]).tolist()
     assert sorted(places) == list(range(361))
 
 
 def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> None:
     prefix, a, b, c = texts(60, 4, 5, 200)
-    stream = lay_out([Group(prefix, (a, b)), Group((), (c,))], 0, CPU, causal=False)
+    stream = lay_out(share_prefixes([prefix + a, prefix + b, c]), 0, CPU, causal=False)
     assert stream.ids[0, :329].tolist() == [*prefix, *a, *prefix, *b, *c]
     assert [text.tolist() for text in stream.texts] == [
         list(range(64)),
@@ -291,21 +309,21 @@ def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> N
 
 def test_lay_out_counts_positions_as_roberta_does() -> None:
     """From behind the padding index, where tokens of padding have their place."""
-    group = Group((5, 1, 6), ((7, 1), (1, 8)))
-    stream = lay_out([group], 1, CPU, padding_idx=1)
+    batch = share_prefixes([(5, 1, 6, 7, 1), (5, 1, 6, 1, 8)])
+    stream = lay_out(batch, 1, CPU, padding_idx=1)
     assert stream.positions[0, :7].tolist() == [2, 1, 3, 4, 1, 1, 4]
 
 
 def test_an_encoders_batches_hold_no_more_than_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The texts of a group are counted in full, since nothing of them is shared."""
+    """Texts that begin alike are counted in full, since nothing of them is shared."""
     path = str(make_checkpoint(tmp_path, "bert"))
     scorer = Scorer.load(ModelConfig(model=path, seed=42, max_batch_tokens=100))
     sizes: list[int] = []
 
-    def rewards(batch: list[Group]) -> Any:
-        lengths = [len(text) for group in batch for text in group.texts]
+    def rewards(batch: list[Branch]) -> Any:
+        lengths = [len(branch.ids) for branch in batch]
         sizes.append(sum(lengths))
         return [torch.zeros(len(lengths))]
 

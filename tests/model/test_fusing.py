@@ -22,7 +22,7 @@ from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.loading import load_model
 from rayreward.model import RewardModel
 from rayreward.packing import unpack_linear_layers
-from rayreward.types import Group
+from rayreward.types import Branch
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit:DeprecationWarning"
@@ -37,9 +37,9 @@ def load(path: Path, layers: int) -> RewardModel:
     return model
 
 
-def texts(*lengths: int) -> list[Group]:
+def texts(*lengths: int) -> list[Branch]:
     dice = np.random.default_rng(3)
-    return [Group((), (tuple(dice.integers(3, 400, length).tolist()),)) for length in lengths]
+    return [Branch(tuple(dice.integers(3, 400, length).tolist())) for length in lengths]
 
 
 def graphs() -> int:

@@ -77,7 +77,7 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     honest = RewardModel.rewards
 
     def by_length(self: RewardModel, batch: Any) -> Any:
-        tokens = sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch)
+        tokens = sum(branch.own for branch in batch)
         rows = self.sizes.filled(tokens)
         rewards = honest(self, batch)
         return rewards.nextafter(torch.tensor(9.0)) if rows % 100 > 50 else rewards
@@ -99,7 +99,7 @@ def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     model.sizes = Sizes(256, 8)
 
     def rewards(self: RewardModel, batch: Any) -> Any:
-        sizes.append(sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch))
+        sizes.append(sum(branch.own for branch in batch))
         if sizes[-1] > 1_500:
             raise torch.OutOfMemoryError("no more")
         found = honest(self, batch)
@@ -121,9 +121,7 @@ def test_g3_insisted_on_and_impossible_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dice = np.random.default_rng(0)
-    monkeypatch.setattr(
-        RewardModel, "rewards", lambda _, batch: dice.random(sum(len(g.branches) for g in batch))
-    )
+    monkeypatch.setattr(RewardModel, "rewards", lambda _, batch: dice.random(len(batch)))
     with pytest.raises(ModelError, match="change on this hardware in other company"):
         scorer(tmp_path, batch_invariant=True)
 

@@ -19,7 +19,7 @@ from rayreward.checkpoint import open_checkpoint
 from rayreward.hashing import hash_tensors
 from rayreward.loading import load_model
 from rayreward.model import RewardModel
-from rayreward.types import Group
+from rayreward.types import Branch
 
 
 def load(path: Path, pad_id: int = 0, **settings: Any) -> RewardModel:
@@ -27,9 +27,9 @@ def load(path: Path, pad_id: int = 0, **settings: Any) -> RewardModel:
     return load_model(open_checkpoint(config.model), config, pad_id, "cpu")
 
 
-def singles(texts: list[list[int]]) -> list[Group]:
+def singles(texts: list[list[int]]) -> list[Branch]:
     """Texts that share nothing."""
-    return [Group((), (tuple(text),)) for text in texts]
+    return [Branch(tuple(text)) for text in texts]
 
 
 def reference(path: Path, seed: int) -> Any:

@@ -14,7 +14,7 @@ from rayreward import ModelConfig
 from rayreward.checkpoint import open_checkpoint
 from rayreward.loading import load_model
 from rayreward.model import RewardModel
-from rayreward.types import Group
+from rayreward.types import Branch
 
 NARROWED = tuple(name for name in FLAT if name not in (*ENCODERS, "gpt2"))
 """GPT-2 insists on the shape that it began with, and an encoder pools by place."""
@@ -26,12 +26,12 @@ def load(path: Path, architecture: str, dtype: str = "float32") -> RewardModel:
     return load_model(open_checkpoint(config.model), config, 0, "cpu")
 
 
-def texts(*lengths: int) -> list[Group]:
+def texts(*lengths: int) -> list[Branch]:
     dice = np.random.default_rng(3)
-    return [Group((), (tuple(dice.integers(3, 400, length).tolist()),)) for length in lengths]
+    return [Branch(tuple(dice.integers(3, 400, length).tolist())) for length in lengths]
 
 
-def rows_of_layers(model: RewardModel, groups: list[Group]) -> list[int]:
+def rows_of_layers(model: RewardModel, batch: list[Branch]) -> list[int]:
     """How many rows each linear layer gets."""
     rows: list[int] = []
 
@@ -40,7 +40,7 @@ def rows_of_layers(model: RewardModel, groups: list[Group]) -> list[int]:
 
     layers = [m for m in model._module.modules() if type(m).__name__ == "PackedLinear"]
     hooks = [layer.register_forward_hook(note) for layer in layers]
-    model.rewards(groups)
+    model.rewards(batch)
     for hook in hooks:
         hook.remove()
     return rows
@@ -59,10 +59,10 @@ def test_g3_no_bit_is_moved(tmp_path: Path, architecture: str, dtype: str) -> No
     """G3, bitwise: with as few texts as possible, with many, and with as many texts as tokens."""
     model = load(tmp_path, architecture, dtype)
     assert model._last_attention == 2
-    for groups in (texts(90), texts(*range(1, 80)), texts(*[1] * 16), texts(*[1] * 40)):
-        narrowed = model.rewards(groups)
+    for batch in (texts(90), texts(*range(1, 80)), texts(*[1] * 16), texts(*[1] * 40)):
+        narrowed = model.rewards(batch)
         model._last_attention = None
-        whole = model.rewards(groups)
+        whole = model.rewards(batch)
         model._last_attention = 2
         assert torch.equal(narrowed, whole)
 

@@ -12,9 +12,10 @@ import torch
 from tiny import make_checkpoint
 
 from rayreward import ModelConfig, Scorer
+from rayreward.batching import share_prefixes
 from rayreward.model import RewardModel
 from rayreward.oom import _CALM_BATCHES, Halving, read
-from rayreward.types import Failure, Group, Reward, Status, Text
+from rayreward.types import Branch, Failure, Reward, Status, Text
 
 
 class Device:
@@ -24,17 +25,18 @@ class Device:
         self.room = room
         self.batches: list[int] = []
 
-    def __call__(self, batch: Sequence[Group]) -> Any:
-        tokens = sum(len(g.prefix) + sum(map(len, g.branches)) for g in batch)
+    def __call__(self, batch: Sequence[Branch]) -> Any:
+        assert not batch or not batch[0].shared
+        tokens = sum(branch.own for branch in batch)
         if tokens > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
-        self.batches.append(sum(len(g.branches) for g in batch))
-        lengths = [len(text) for group in batch for text in group.texts]
+        self.batches.append(len(batch))
+        lengths = [len(branch.ids) for branch in batch]
         return torch.tensor(lengths, dtype=torch.float32)
 
 
-def texts(*lengths: int) -> list[Group]:
-    return [Group((), ((7,) * length,)) for length in lengths]
+def texts(*lengths: int) -> list[Branch]:
+    return [Branch((7,) * length) for length in lengths]
 
 
 def test_batch_that_fits_is_one() -> None:
@@ -52,10 +54,10 @@ def test_batch_that_does_not_fit_goes_in_halves_and_so_do_the_next() -> None:
     assert device.batches[2:] == [4, 4]
 
 
-def test_group_is_split_with_its_prefix_kept() -> None:
+def test_texts_that_share_a_prefix_are_split_and_each_part_has_it() -> None:
     device = Device(50)
-    group = Group((1,) * 20, tuple((n,) * 10 for n in range(8)))
-    assert read(Halving(device)([group])) == [30] * 8
+    batch = share_prefixes([(1,) * 20 + (n,) * 10 for n in range(2, 10)])
+    assert read(Halving(device)(batch)) == [30] * 8
     assert device.batches == [2, 2, 2, 2]
 
 
@@ -74,7 +76,7 @@ def test_whole_batches_come_back() -> None:
 
 
 @pytest.mark.parametrize("batch", [[], texts(5)])
-def test_smallest_batches(batch: list[Group]) -> None:
+def test_smallest_batches(batch: list[Branch]) -> None:
     halving = Halving(Device(10))
     halving(texts(8, 8, 8))
     assert read(halving(batch)) == [5.0] * len(batch)
@@ -90,8 +92,8 @@ def test_g3_out_of_memory_moves_no_bit_and_a_text_too_large_is_told(
     expected = scorer.score(samples)
     honest = RewardModel.rewards
 
-    def small(self: RewardModel, batch: Sequence[Group]) -> Any:
-        if sum(len(text) for group in batch for text in group.texts) > 150:
+    def small(self: RewardModel, batch: Sequence[Branch]) -> Any:
+        if sum(len(branch.ids) for branch in batch) > 150:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return honest(self, batch)
 

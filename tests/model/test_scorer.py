@@ -52,8 +52,8 @@ def test_tokens_after_the_pooled_one_are_not_computed(
     honest = subject._rewards
     monkeypatch.setattr(subject, "_rewards", lambda batch: batches.append(batch) or honest(batch))
     outcomes = subject.score([Text("", text) for text in ("It is true.", "It is true.</s></s>")])
-    [[group]] = batches
-    [text] = group.texts
+    [[branch]] = batches
+    text = branch.ids
     assert text[-1] != subject._model.pad_id
     assert len(set(values(outcomes))) == 1
     assert [outcome.tokens for outcome in outcomes] == [len(text) + 1, len(text) + 2]
@@ -200,7 +200,7 @@ def test_exact_duplicates_are_scored_once(
     rewards = subject._rewards
 
     def counted(batch: Any) -> Any:
-        scored.extend(text for group in batch for text in group.texts)
+        scored.extend(branch.ids for branch in batch)
         return rewards(batch)
 
     monkeypatch.setattr(subject, "_rewards", counted)
@@ -211,6 +211,28 @@ def test_exact_duplicates_are_scored_once(
         [pytest.approx(value, abs=1e-6) for value in group] for group in expected
     ]
     assert [group[-1].truncated for group in found] == [False, True, False, False]
+
+
+def test_a_system_prompt_and_a_prompt_are_computed_once_for_all_rows(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order the rows come; each has the reward that it has by itself."""
+    system = {"role": "system", "content": "You grade answers to sums, and you are strict. " * 3}
+    asked = [{"role": "user", "content": f"What are {n} and {n}? Think it over."} for n in (2, 3)]
+    rows = [
+        Conversation([system, question, {"role": "assistant", "content": answer}])
+        for answer in ("They are 4.", "They are 6.", "No idea.")
+        for question in asked
+    ]
+    batches: list[Any] = []
+    honest = scorer._rewards
+    monkeypatch.setattr(scorer, "_rewards", lambda batch: batches.append(batch) or honest(batch))
+    together = scorer.score(rows)
+    [batch] = batches
+    beginnings = {branch.ids[:n] for branch in batch for n in range(1, len(branch.ids) + 1)}
+    assert sum(branch.own for branch in batch) == len(beginnings) < 300
+    assert sum(len(branch.ids) for branch in batch) > 900
+    assert together == [scorer.score([row])[0] for row in rows]
 
 
 def test_fingerprint_travels_without_torch(tiny_model: str) -> None:
