@@ -298,15 +298,13 @@ def trial_batch(model: RewardModel) -> list[Branch]:
         return tuple(generator.integers(0, model.vocabulary, length).tolist())
 
     longest = min(70, model.loaded.max_positions or 70)
-    start, prompt = draw(longest // 5), draw(longest // 5 * 3)
+    start, prompt = draw(longest // 7), draw(longest // 7 * 2)
     return share_prefixes(
         [
             draw(1),
             start + draw(3),
-            start + draw(5),
-            start,
-            start + prompt + draw(2),
-            start + prompt + draw(longest // 5),
+            start + prompt,
+            start + prompt + draw(longest // 7 * 4),
             *(draw(longest) for _ in range(model.sizes.multiple // longest)),
         ]
     )

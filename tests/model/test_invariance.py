@@ -64,7 +64,7 @@ def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.M
 
     def shifted(self: RewardModel, batch: Any) -> Any:
         rewards = honest(self, batch)
-        return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 5 else rewards
+        return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 3 else rewards
 
     monkeypatch.setattr(RewardModel, "rewards", shifted)
     assert find_dependence(model, 8_192) == ("in other company", "with a shared prefix")
