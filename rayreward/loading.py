@@ -66,7 +66,7 @@ def load_model(
         max_positions=positions,
         attention=str(getattr(module.config, "_attn_implementation", "eager")),
     )
-    module.to(torch.device(device))  # type: ignore[arg-type]
+    module.to(torch.device(device))
     model = RewardModel(module, pad_id, loaded, fuse=_fuses(module, config))
     if (config.max_length or positions or math.inf) > _one_scale_up_to(module):
         model.layout = "single"

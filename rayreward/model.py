@@ -83,9 +83,11 @@ class RewardModel:
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
         self.fused = False
-        self.layout: Layout = self._settle_layout()
+        batch = trial_batch(self)
+        expected = self._own(batch)
+        self.layout: Layout = self._settle_layout(batch, expected)
         if fuse and self.shares_prefixes:
-            self.fused = self._settle_fusing()
+            self.fused = self._settle_fusing(batch, expected)
 
     @property
     def attention(self) -> str:
@@ -175,15 +177,13 @@ class RewardModel:
         return hidden[rows, on_device(self.device, last)]
 
     @torch.inference_mode()
-    def _settle_layout(self) -> Layout:
+    def _settle_layout(self, batch: Sequence[Branch], expected: torch.Tensor) -> Layout:
         """Tries what is fastest first, and stays with what gives what transformers' own gives.
 
         That is its forward pass with the weights as they were loaded, one text at a time. Only a
         trial can tell: some architectures pool in a way of their own, mix tokens outside of
         attention or take weights past their layers, and come out wrong without a word.
         """
-        batch = trial_batch(self)
-        expected = self._own(batch)
         if self.device.type == "cpu":
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
@@ -196,10 +196,8 @@ class RewardModel:
         return "flat" if self._finds_kernel(batch, expected) else "padded"
 
     @torch.inference_mode()
-    def _settle_fusing(self) -> bool:
+    def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
         """Compiles the layers, and stays with that where the stream is right by it, too."""
-        batch = trial_batch(self)
-        expected = self._own(batch)
         if not fuse_layers(self._module):
             return False
         try:
@@ -228,6 +226,7 @@ class RewardModel:
                 return True
         return False
 
+    @torch.inference_mode()
     def _own(self, batch: Sequence[Branch]) -> torch.Tensor:
         """What reaches the head by transformers' own forward, one text at a time, `(N, H)`."""
         return torch.cat([self._pooled_padded([branch]) for branch in batch]).float()

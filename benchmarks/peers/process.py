@@ -27,6 +27,9 @@ SETTINGS = {
 ON_RAY = ("ours", "ray_data")
 """Never stopped between requests: Ray's processes watch one another, and idle when not asked."""
 
+STARTS_ANEW = ("ray_data",)
+"""Keep nothing from one request to the next, so that there is nothing to warm up."""
+
 PATIENCE_S = 600.0
 """A peer that takes longer, to start or for a request, has failed."""
 

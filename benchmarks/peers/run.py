@@ -11,11 +11,12 @@ started once for each dtype. Every pass has other rows, which all get, one after
 another order each pass: a machine that slows down slows all of them down. Where a peer takes a
 batch size, it gets the one that was fastest on other rows of the workload; larger ones are tried
 as long as each is faster than the one before by a fiftieth. Who has not its turn is stopped, since
-some peers poll while they wait; when its turn comes it is first asked for one text, untimed, since
-some systems take memory away from who has long been idle.
+some peers poll while they wait; when its turn comes it is first asked for a short text, untimed,
+since some systems take memory away from who has long been idle, and the machine is let calm down.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
-ratio to RayReward within a pass. Rewards are compared, so that nobody wins by being wrong. A peer
+ratio to RayReward within a pass. Who took more than three times as long as RayReward in the first
+pass is not asked again. Rewards are compared, so that nobody wins by being wrong. A peer
 that can't be installed, started or run is named with its reason.
 
 Model: SmolLM2-135M-Instruct with a head drawn from seed 42. `workloads.py` has the rows. Prints
@@ -33,6 +34,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,10 +43,11 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+import psutil
 import torch
 from environments import BUILD
 from hh import cpu_name
-from process import THREADS, PeerFailed, Worker
+from process import STARTS_ANEW, THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from workloads import WORKLOADS, Groups, Rows, multiplies_half
 
@@ -54,6 +57,12 @@ OURS = "ours"
 PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != OURS)
 DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
 SEED = 42
+
+SLOW = 3.0
+"""Times as long as RayReward: who takes longer is asked once."""
+
+CALM_PERCENT, CALM_S = 10.0, 20.0
+"""Of all cores, and for how long that is waited for at most."""
 
 Json = dict[str, Any]
 
@@ -134,9 +143,9 @@ class Run:
 
     def rehearse(self, rows: Rows) -> None:
         """Warms up, and finds the batch size that is fastest."""
-        self._few = rows.few
         sizes = self.worker.batch_sizes
-        self._ask(rows.few, sizes[0])
+        if self.worker.peer not in STARTS_ANEW:
+            self._ask(rows.one, sizes[0])
         best = math.inf
         for size in sizes if len(sizes) > 1 else ():
             reply = self._ask(rows.some, size)
@@ -148,11 +157,19 @@ class Run:
             best = reply["asked_s"]
         self.batch_size = min(self.tried, key=self.tried.__getitem__, default=sizes[0])
 
-    def score(self, groups: Groups) -> None:
-        """One timed request. A small one before it brings memory back that idleness has cost."""
-        self._ask(self._few, self.batch_size)
+    def score(self, groups: Groups, short: Groups) -> None:
+        """One timed request. A short one before it brings memory back that idleness has cost."""
+        if self.worker.peer not in STARTS_ANEW:
+            self._ask(short, self.batch_size)
+        wait_until_calm()
         if reply := self._ask(groups, self.batch_size):
             self.replies.append(reply)
+
+    def is_slow(self, ours: Run | None) -> bool:
+        """Whether it is so far behind that it need not be asked again."""
+        if not (ours and ours.replies and self.replies):
+            return False
+        return bool(self.replies[0]["asked_s"] > SLOW * ours.replies[0]["asked_s"])
 
     def _ask(self, groups: Groups, batch_size: int | None) -> Json | None:
         if self.failure:
@@ -170,11 +187,11 @@ class Run:
         told = {"peer": self.worker.peer}
         if self.failure:
             return told | {"failed": self.failure}
-        told |= {"batch_size": self.batch_size, "tried_s": self.tried}
+        told |= {"batch_size": self.batch_size, "tried_s": self.tried, "passes": len(self.replies)}
         told |= {f"median_{key}": round(median(self._all(key)), 3) for key in self._seconds()}
         told |= {key: [round(second, 3) for second in self._all(key)] for key in self._seconds()}
         if ours and not ours.failure:
-            both = list(zip(self.replies, ours.replies, strict=True))
+            both = list(zip(self.replies, ours.replies, strict=False))  # a slow one's first alone
             told["times_ours"] = round(median(a["asked_s"] / b["asked_s"] for a, b in both), 3)
             told["apart"] = max(
                 abs(a - b)
@@ -194,11 +211,20 @@ def measure(workers: Sequence[Worker], rows: Rows) -> list[Json]:
     runs = [Run(worker) for worker in workers]
     for run in runs:
         run.rehearse(rows)
-    for pass_, groups in enumerate(rows.passes):
-        for run in random.Random(pass_).sample(runs, len(runs)):
-            run.score(groups)
     ours = next((run for run in runs if run.worker.peer == OURS), None)
+    asked = runs
+    for pass_, groups in enumerate(rows.passes):
+        for run in random.Random(pass_).sample(asked, len(asked)):
+            run.score(groups, rows.short)
+        asked = [run for run in runs if not run.is_slow(ours)]
     return [run.compared_with(ours) for run in runs]
+
+
+def wait_until_calm() -> None:
+    """What one peer leaves behind, such as processes that end, is not to slow the next one down."""
+    until = time.monotonic() + CALM_S
+    while psutil.cpu_percent(interval=0.5) > CALM_PERCENT and time.monotonic() < until:
+        pass
 
 
 def says(peer: str) -> str:
@@ -211,7 +237,8 @@ def tell(line: str) -> None:
 
 
 def as_markdown(result: Json) -> str:
-    lines = ["| workload | dtype | peer | batch | median s | × ours | apart |", "|---" * 7 + "|"]
+    lines = ["| workload | dtype | peer | batch | passes | median s | × ours | apart |"]
+    lines.append("|---" * 8 + "|")
     for run in result["runs"]:
         lines.append(f"| {run['workload']} | {run['dtype']} | {run['peer']} | {figures(run)} |")
     lines.append("")
@@ -227,12 +254,12 @@ def as_markdown(result: Json) -> str:
 
 def figures(run: Json) -> str:
     if "failed" in run:
-        return f"failed: {run['failed']} | | |"
+        return f"failed: {run['failed']} | | | |"
     seconds = f"{run['median_asked_s']:.2f}"
     if "median_once_loaded_s" in run:
         seconds += f" ({run['median_once_loaded_s']:.2f} once loaded)"
     ratio = f"{run['times_ours']:.2f} | {run['apart']:.0e}" if "apart" in run else "|"
-    return f"{run['batch_size'] or ''} | {seconds} | {ratio}"
+    return f"{run['batch_size'] or ''} | {run['passes']} | {seconds} | {ratio}"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ class Rows:
 
     Attributes:
         passes: The groups of each pass.
-        few: One text to warm up on.
+        one: A text of the workload's to warm up on.
+        short: A text of 32 words, for who comes back from a break.
         some: Groups to choose a batch size on.
         most: Texts in a pass.
     """
@@ -67,7 +68,8 @@ class Rows:
 
         self.passes = [groups(pass_) for pass_ in range(passes)]
         rehearsal = groups(REHEARSAL)
-        self.few = [rehearsal[0][:1]]
+        self.one = [rehearsal[0][:1]]
+        self.short = [[words(random.Random(REHEARSAL), 32) + tokenizer.eos_token]]
         self.some = list(enough(rehearsal, tokenizer))
         self.most = max(sum(map(len, groups)) for groups in self.passes)
         self._says, self._tokenizer = workload.says, tokenizer

@@ -20,7 +20,7 @@ from rayreward import ModelConfig
 from rayreward.checkpoint import open_checkpoint
 from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.loading import load_model
-from rayreward.model import RewardModel
+from rayreward.model import RewardModel, trial_batch
 from rayreward.packing import unpack_linear_layers
 from rayreward.types import Branch
 
@@ -42,6 +42,11 @@ def texts(*lengths: int) -> list[Branch]:
     return [Branch(tuple(dice.integers(3, 400, length).tolist())) for length in lengths]
 
 
+def settles_fusing(model: RewardModel) -> bool:
+    batch = trial_batch(model)
+    return model._settle_fusing(batch, model._own(batch))
+
+
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
@@ -52,7 +57,7 @@ def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths(tmp_p
     batches = [texts(50, 60, 130), texts(7), texts(*range(1, 70)), texts(200, 1)]
     plain = [model.rewards(batch) for batch in batches]
     before = graphs()
-    assert model._settle_fusing()
+    assert settles_fusing(model)
     once = graphs()
     assert once > before
     compiled = [model.rewards(batch) for batch in batches]
@@ -113,6 +118,6 @@ def test_layers_that_cannot_be_compiled_stay_as_they_are_and_it_is_told_why(
         return True
 
     monkeypatch.setattr("rayreward.model.fuse_layers", broken)
-    assert not model._settle_fusing()
+    assert not settles_fusing(model)
     assert torch.equal(model.rewards(batch), expected)
     assert f"the layers of LlamaForSequenceClassification are not compiled: {reason}" in caplog.text
