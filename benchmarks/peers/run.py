@@ -1,6 +1,6 @@
 """RayReward against what somebody would use instead, on the same rows and the same checkpoint.
 
-    python benchmarks/peers/run.py [--passes 2] [--dtype float32 bfloat16] [--workload pairs …]
+    python benchmarks/peers/run.py [--passes 3] [--dtype float32 bfloat16] [--workload pairs …]
                                    [--peers loop vllm_cpu …] [--result FILE]
 
 Both precisions where this processor multiplies bfloat16, else float32 and half as many rows:
@@ -69,7 +69,7 @@ Json = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--dtype", nargs="+", default=DTYPES)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
@@ -145,7 +145,7 @@ class Run:
         """Warms up, and finds the batch size that is fastest."""
         sizes = self.worker.batch_sizes
         if self.worker.peer not in STARTS_ANEW:
-            self._ask(rows.one, sizes[0])
+            self._ask(rows.short if len(sizes) > 1 else rows.one, sizes[0])
         best = math.inf
         for size in sizes if len(sizes) > 1 else ():
             reply = self._ask(rows.some, size)

@@ -37,7 +37,7 @@ half as many rows where the processor is old, and there in float32 only."""
 Groups = list[list[str]]
 
 LARGE_BATCH = 16
-MANY_TOKENS = 2_048
+MANY_TOKENS = 1_024
 """What a choice of batch size is made on, about: one large batch, or this many tokens."""
 
 REHEARSAL = 999
