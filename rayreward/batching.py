@@ -7,10 +7,10 @@ Does not know torch, Ray or files.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import compress, count, pairwise
+from operator import ne
 
 from rayreward.types import Branch
 
@@ -59,8 +59,7 @@ def share_prefixes(texts: Sequence[tuple[int, ...]], worth_sharing: int = 1) -> 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Tokens that both begin with."""
-    fewer = min(len(a), len(b))
-    return bisect_left(range(1, fewer + 1), True, key=lambda tokens: a[:tokens] != b[:tokens])
+    return next(compress(count(), map(ne, a, b)), min(len(a), len(b)))
 
 
 def pack_branches(branches: Sequence[Branch], max_batch_tokens: int) -> list[list[Branch]]:

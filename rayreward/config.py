@@ -59,7 +59,8 @@ class ModelConfig:
     start. "auto": in half precision. Not done on a CPU, where it would gain nothing."""
 
     share_prefixes: bool = True
-    """Run what the texts of a row have in common once. Their rewards stay the same, bit for bit."""
+    """Run what texts of a shard or a request begin with in common once, such as a system prompt or
+    a prompt. Where G3 holds their rewards stay the same, bit for bit."""
 
     pad_token: str | None = None
     """Padding token, for a checkpoint that names none (TRL's RewardConfig has the same)."""
