@@ -29,7 +29,7 @@ test: .venv/dev
 check: .venv/dev
 	scripts/check
 
-bench: .venv/dev
+bench: .venv/bench
 	$(BIN)/python benchmarks/peers/run.py
 	$(BIN)/python benchmarks/scale.py
 
@@ -44,12 +44,17 @@ bench: .venv/dev
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+.venv/bench: .venv/python pyproject.toml constraints.txt
+	@echo "setting up .venv for benchmarks (a minute or two the first time)"
+	$(PIP) --editable '.[demo,peers]'
+	@touch $@ .venv/demo
+
 .venv/dev: .venv/python pyproject.toml constraints.txt
 	@echo "setting up .venv for development (a few minutes the first time)"
 	@# all versions are known: two processes at once, and no searching for what fits together
 	grep '^[A-Za-z]' constraints.txt | xargs -P 2 -n 90 $(PIP) --no-deps
 	$(PIP) --editable '.[dev]'
-	@touch $@ .venv/demo
+	@touch $@ .venv/demo .venv/bench
 
 clean:
 	rm -rf .venv build

@@ -21,13 +21,18 @@ class Unavailable(Exception):
     """A peer's packages can't be installed; says why."""
 
 
+def has_its_own(peer: str) -> bool:
+    """Whether its packages can't be in the project's environment."""
+    return _requirements(peer).exists()
+
+
 def python_of(peer: str) -> Path:
     """The interpreter that has the peer's packages.
 
     Raises:
         Unavailable: They can't be installed.
     """
-    requirements = HERE / "requirements" / f"{peer}.txt"
+    requirements = _requirements(peer)
     if not requirements.exists():
         return Path(sys.executable)
     home = BUILD / peer
@@ -36,6 +41,10 @@ def python_of(peer: str) -> Path:
         install(home, requirements)
         installed.write_text(requirements.read_text())
     return home / "bin" / "python"
+
+
+def _requirements(peer: str) -> Path:
+    return HERE / "requirements" / f"{peer}.txt"
 
 
 def install(home: Path, requirements: Path) -> None:

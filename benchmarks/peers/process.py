@@ -42,16 +42,21 @@ class Worker:
     """Speaks `workers/_protocol.py`. Use it as a context manager: leaving ends the process.
 
     Attributes:
-        start_s: Seconds from starting the process to being ready for requests.
+        peer: Its name.
+        load_s: Seconds that it took to load.
         versions: Of the packages that matter to it.
         batch_sizes: What its user would try; [None] where it makes batches itself.
     """
 
+    load_s: float
+    versions: dict[str, str]
+    batch_sizes: list[int | None]
+
     def __init__(self, peer: str, checkpoint: str) -> None:
-        """Starts the process and waits until the peer is loaded.
+        """Starts the process, and does not wait for it.
 
         Raises:
-            PeerFailed: It can't be installed or loaded.
+            PeerFailed: It can't be installed.
         """
         self.peer = peer
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,6 @@ class Worker:
             python = python_of(peer)
         except Unavailable as error:
             raise PeerFailed(str(error)) from error
-        started = time.perf_counter()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 (python, HERE / "workers" / "_protocol.py", peer, checkpoint),
@@ -71,14 +75,24 @@ class Worker:
                 env=os.environ | SETTINGS,
                 start_new_session=True,  # Ctrl-C is for the driver, which then ends its workers
             )
+
+    def wait_until_ready(self) -> None:
+        """Waits until the peer is loaded, then stops it until it is asked.
+
+        Raises:
+            PeerFailed: It can't be loaded.
+        """
         try:
             ready = self._receive()
         except BaseException:
             self.end(patience_s=0)
             raise
-        self.start_s = round(time.perf_counter() - started, 1)
+        self.load_s = round(ready["own_s"], 1)
         self.versions, self.batch_sizes = ready["versions"], ready["batch_sizes"]
         self._signal(signal.SIGSTOP)
+
+    def describe(self) -> dict[str, Any]:
+        return {"load_s": self.load_s, "versions": self.versions}
 
     def score(self, groups: list[list[str]], batch_size: int | None) -> dict[str, Any]:
         """Its reply: `rewards`, what it says it took in `own_s`, what was waited in `asked_s`.
@@ -120,7 +134,12 @@ class Worker:
         return reply
 
     def end(self, patience_s: float) -> None:
-        """Closes its stdin, at which it ends; what is left after a while is killed."""
+        """Closes its stdin, at which it ends; what is left after a while is killed.
+
+        Once it has ended, does nothing.
+        """
+        if self.process.returncode is not None:
+            return
         self._signal(signal.SIGCONT)
         with contextlib.suppress(OSError):
             self.process.stdin.close()

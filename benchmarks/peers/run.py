@@ -45,7 +45,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import psutil
 import torch
-from environments import BUILD
+from environments import BUILD, has_its_own
 from hh import cpu_name
 from process import STARTS_ANEW, THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -63,6 +63,8 @@ SLOW = 3.0
 
 CALM_PERCENT, CALM_S = 10.0, 20.0
 """Of all cores, and for how long that is waited for at most."""
+
+BEGUN = time.monotonic()
 
 Json = dict[str, Any]
 
@@ -118,18 +120,36 @@ def save_with_head(source: str, dtype: str) -> str:
 def start(
     peers: Sequence[str], checkpoint: str, stack: ExitStack
 ) -> tuple[list[Worker], list[Json]]:
-    """Starts one peer after the other; returns those that started, and what became of each."""
-    workers, outcomes = [], []
-    for peer in peers:
+    """Starts all peers; returns those that started, and what became of each.
+
+    Who has an environment of its own is begun first and waited for last: vLLM compiles for minutes.
+    The others are loaded meanwhile, one after the other.
+    """
+    workers: dict[str, Worker] = {}
+    failures: dict[str, Json] = {}
+
+    def begin(peer: str) -> None:
+        workers[peer] = stack.enter_context(Worker(peer, checkpoint))
+
+    def finish(peer: str) -> None:
+        if peer in workers:
+            workers[peer].wait_until_ready()
+            tell(f"{peer} is loaded")
+
+    early = [peer for peer in peers if has_its_own(peer)]
+    late = [peer for peer in peers if peer not in early]
+    steps = [(begin, peer) for peer in early]
+    steps += [(step, peer) for peer in late for step in (begin, finish)]
+    steps += [(finish, peer) for peer in early]
+    for step, peer in steps:
         try:
-            worker = stack.enter_context(Worker(peer, checkpoint))
+            step(peer)
         except PeerFailed as error:
-            outcomes.append({"peer": peer, "failed": str(error)})
-        else:
-            workers.append(worker)
-            outcomes.append({"peer": peer, "start_s": worker.start_s, "versions": worker.versions})
-        tell(f"started: {outcomes[-1]}")
-    return workers, outcomes
+            tell(f"{peer} failed: {error}")
+            workers.pop(peer, None)
+            failures[peer] = {"failed": str(error)}
+    outcomes = [{"peer": peer} | (failures.get(peer) or workers[peer].describe()) for peer in peers]
+    return [workers[peer] for peer in peers if peer in workers], outcomes
 
 
 class Run:
@@ -233,7 +253,7 @@ def says(peer: str) -> str:
 
 
 def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - BEGUN:5.0f} s  {line}", file=sys.stderr, flush=True)
 
 
 def as_markdown(result: Json) -> str:
