@@ -64,9 +64,9 @@ def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One local Ray cluster with 10 CPUs for all tests that take `ray_cluster`."""
+    """One local Ray cluster with 12 CPUs for all tests that take `ray_cluster`."""
     import ray
 
-    ray.init(address="local", num_cpus=10, include_dashboard=False, configure_logging=False)
+    ray.init(address="local", num_cpus=12, include_dashboard=False, configure_logging=False)
     yield ray
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""The pool that most tests of a cluster ask."""
+"""The pools that most tests of a cluster ask."""
 
 from __future__ import annotations
 
@@ -18,3 +18,22 @@ def pool(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
 
     with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def _mortal(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
+    from rayreward import RewardPool
+
+    settings: dict[str, Any] = {"num_actors": 2, "num_cpus_per_actor": 1, "recheck_share": 1}
+    with RewardPool(tiny_model, seed=42, max_attempts=100, **settings) as pool:
+        yield pool
+
+
+@pytest.fixture
+def mortal(_mortal: RewardPool) -> RewardPool:
+    """The same, for tests that kill or change an actor and see it replaced, again and again.
+
+    It looks at the weights after every shard.
+    """
+    _mortal.verify()  # waits for whom the test before has killed
+    return _mortal

@@ -202,55 +202,62 @@ def test_an_actor_that_dies_loses_no_request(
 
 
 def test_update_exchanges_the_weights_at_once(
-    ray_cluster: Any, tiny_model: str, other_model: str, expected: list[float]
+    ray_cluster: Any,
+    owner: RewardPool,
+    pool: RewardPool,
+    tiny_model: str,
+    other_model: str,
+    expected: list[float],
 ) -> None:
     """Callers that ask all the while get the old rewards or the new ones, and never a mix."""
-    by_version = {1: expected, 2: reference(other_model)}
+    old, new = pool.version.number, pool.version.number + 1
+    by_version = {old: expected, new: reference(other_model)}
     seen: list[int] = []
     ended = threading.Event()
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1, name="new") as pool:
 
-        def ask() -> None:
-            with RewardPool.connect("new") as other:
-                while not ended.is_set():
-                    audited = other.score_audited(TEXTS)
-                    assert audited.rewards.tolist() == by_version[audited.version.number]
-                    seen.append(audited.version.number)
+    def ask() -> None:
+        with RewardPool.connect("rm") as other:
+            while not ended.is_set():
+                audited = other.score_audited(TEXTS)
+                assert audited.rewards.tolist() == by_version[audited.version.number]
+                seen.append(audited.version.number)
 
-        callers = [threading.Thread(target=ask) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        wait_for(lambda: len(seen) > 3, "the fourth answer")
-        with pytest.raises(ModelError, match="does not exist"):
-            pool.update(tiny_model + "-that-is-nowhere")
-        assert pool.version.number == 1
-        version = pool.update(other_model)
-        assert (version.number, version.model) == (2, other_model)
-        wait_for(lambda: seen[-6:] == [2] * 6, "the change")
-        ended.set()
-        for caller in callers:
-            caller.join()
-        assert seen == sorted(seen)
-        ray_cluster.kill(pool.actors[0])
-        assert pool.score(TEXTS).tolist() == by_version[2]
-        wait_for(lambda: pool.status.actors == 2, "the replacement")
-        assert pool.verify().identical
-        assert pool.score(TEXTS).tolist() == by_version[2]
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    wait_for(lambda: len(seen) > 3, "the fourth answer")
+    with pytest.raises(ModelError, match="does not exist"):
+        pool.update(tiny_model + "-that-is-nowhere")
+    assert pool.version.number == old
+    version = pool.update(other_model)
+    assert (version.number, version.model) == (new, other_model)
+    wait_for(lambda: seen[-6:] == [new] * 6, "the change")
+    ended.set()
+    for caller in callers:
+        caller.join()
+    assert seen == sorted(seen)
+    ray_cluster.kill(pool.actors[0])
+    assert pool.score(TEXTS).tolist() == by_version[new]
+    wait_for(lambda: pool.status.actors == 2, "the replacement")
+    assert pool.verify().identical
+    assert pool.score(TEXTS).tolist() == by_version[new]
+    assert owner.update(tiny_model).number == new + 1  # as the other tests expect it
+    assert pool.score(TEXTS).tolist() == expected
 
 
 def test_update_of_a_pool_without_a_name(
-    ray_cluster: Any, tiny_model: str, other_model: str, expected: list[float]
+    mortal: RewardPool, tiny_model: str, other_model: str, expected: list[float]
 ) -> None:
-    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
-        assert pool.update(other_model).number == 2
-        assert pool.score(TEXTS).tolist() == reference(other_model)
-        assert pool.update(tiny_model).number == 3
-        assert pool.score(TEXTS).tolist() == expected
-        with pytest.raises(PoolError, match="Open it with RewardPool"):
-            pickle.dumps(pool)
-        with pytest.raises(PoolTimeoutError):
-            pool.score(MANY, timeout_s=0.05)
-        assert pool.score(TEXTS).tolist() == expected
+    before = mortal.version.number
+    assert mortal.update(other_model).number == before + 1
+    assert mortal.score(TEXTS).tolist() == reference(other_model)
+    assert mortal.update(tiny_model).number == before + 2
+    assert mortal.score(TEXTS).tolist() == expected
+    with pytest.raises(PoolError, match="Open it with RewardPool"):
+        pickle.dumps(mortal)
+    with pytest.raises(PoolTimeoutError):
+        mortal.score(MANY, timeout_s=0.05)
+    assert mortal.score(TEXTS).tolist() == expected
 
 
 def test_a_full_pool_refuses_or_is_waited_for(

@@ -42,14 +42,11 @@ def test_g2_same_bytes_for_any_number_of_actors_and_shards_in_flight(
     assert len(found[0]) == 10
 
 
-def test_g2_same_bytes_when_an_actor_is_killed(
-    ray_cluster: Any, tiny_model: str, tmp_path: Path
-) -> None:
+def test_g2_same_bytes_when_an_actor_is_killed(mortal: RewardPool, tmp_path: Path) -> None:
     source = pairs(tmp_path / "pairs.parquet")
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        pool.score_dataset(str(source), str(tmp_path / "calm"), rows_per_shard=10)
-        os.kill(pool._engine.dispatcher.births[0].pid, signal.SIGKILL)
-        pool.score_dataset(str(source), str(tmp_path / "killed"), rows_per_shard=10)
+    mortal.score_dataset(source, tmp_path / "calm", rows_per_shard=10)
+    os.kill(mortal._engine.dispatcher.births[0].pid, signal.SIGKILL)
+    mortal.score_dataset(source, tmp_path / "killed", rows_per_shard=10)
     assert parts(tmp_path / "killed") == parts(tmp_path / "calm")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,12 @@ from rayreward.writing import OutputDirectory
 pytestmark = pytest.mark.ray
 
 TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(200)]
-TWO = {"seed": 42, "num_actors": 2, "num_cpus_per_actor": 0.5}
-REFUSE: Any = {**TWO, "max_attempts": 1}
+TWO: Any = {"seed": 42, "num_actors": 2, "num_cpus_per_actor": 0.5}
+REFUSE = {**TWO, "max_attempts": 1}
 """Nothing is tried again."""
 
-
-@pytest.fixture(scope="module")
-def three(ray_cluster: Any, tiny_model: str) -> Iterator[RewardPool]:
-    """Three actors, for tests that change one and see it replaced."""
-    settings: Any = {**TWO, "num_actors": 3, "recheck_share": 1}
-    with RewardPool(tiny_model, **settings) as pool:
-        yield pool
+AGAIN = {**TWO, "max_attempts": 2}
+"""Once more."""
 
 
 def kill(pool: RewardPool, actor: int) -> None:
@@ -88,12 +83,12 @@ def test_g1_verify_reports_identical_actors_as_a_table(pool: RewardPool) -> None
 
 @pytest.mark.parametrize(("flip", "part"), [(flip_in_head, "head"), (flip_in_body, "body")])
 def test_g1_verify_names_and_replaces_the_actor_with_one_flipped_bit(
-    ray_cluster: Any, three: RewardPool, flip: Any, part: str
+    ray_cluster: Any, mortal: RewardPool, flip: Any, part: str
 ) -> None:
-    ray_cluster.get(three.actors[1].__ray_call__.remote(flip))
-    with pytest.raises(DeterminismError, match=rf"1 of 3 actors.*\n  actor 1: {part}") as caught:
-        three.verify()
-    assert sorted(three.verify().fingerprints) == [0, 1, 2]
+    ray_cluster.get(mortal.actors[1].__ray_call__.remote(flip))
+    with pytest.raises(DeterminismError, match=rf"1 of 2 actors.*\n  actor 1: {part}") as caught:
+        mortal.verify()
+    assert sorted(mortal.verify().fingerprints) == [0, 1]
     [difference] = caught.value.report.differences
     assert difference.actor == 1
     assert list(difference.model) == [part]
@@ -107,10 +102,10 @@ def test_g1_replacement_that_holds_another_model_gets_no_work(
     from tiny import make_checkpoint
 
     shutil.copytree(tiny_model, tmp_path / "model")
-    with RewardPool(str(tmp_path / "model"), seed=42, num_actors=1, num_cpus_per_actor=1) as pool:
+    with RewardPool(str(tmp_path / "model"), **{**AGAIN, "num_actors": 1}) as pool:
         make_checkpoint(tmp_path / "model", weights_seed=2)
         kill(pool, 0)
-        with pytest.raises(DeterminismError, match=r"actor 0: body.*\n.*\n3 actors in this place"):
+        with pytest.raises(DeterminismError, match=r"actor 0: body.*\n.*\n2 actors in this place"):
             pool.score(TEXTS)
 
 
@@ -132,8 +127,8 @@ def test_g1_start_gives_up_where_replacing_does_not_help(
 ) -> None:
     started = start_with(monkeypatch, other_seed_for(lambda actor: actor == 1))
     with pytest.raises(DeterminismError, match=r"actor 1: head(.|\n)*replacing them does not help"):
-        RewardPool(tiny_model, **TWO)
-    assert started == [0, 1, 1, 1]
+        RewardPool(tiny_model, **AGAIN)
+    assert started == [0, 1, 1]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +211,7 @@ def test_g1_trained_head_is_never_overwritten_by_another_actors(
 
 
 def test_g1_weight_that_flips_during_a_job_is_caught_and_the_work_done_again(
-    ray_cluster: Any, three: RewardPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: Any, mortal: RewardPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G1 and G2, bitwise: the output is that of an undisturbed run."""
     source = tmp_path / "texts.parquet"
@@ -224,12 +219,12 @@ def test_g1_weight_that_flips_during_a_job_is_caught_and_the_work_done_again(
     promote, discard = OutputDirectory.promote, OutputDirectory.discard
     promoted: list[int] = []
     discarded: list[int] = []
-    three.score_dataset(source, tmp_path / "calm", rows_per_shard=5)
+    mortal.score_dataset(source, tmp_path / "calm", rows_per_shard=5)
 
     def flip_after_the_third(self: OutputDirectory, attempt: Any) -> bool:
         promoted.append(attempt.shard)
         if len(promoted) == 3:
-            ray_cluster.get(three.actors[2].__ray_call__.remote(flip_in_body))
+            ray_cluster.get(mortal.actors[1].__ray_call__.remote(flip_in_body))
         return promote(self, attempt)
 
     def note(self: OutputDirectory, attempt: Any) -> None:
@@ -238,14 +233,14 @@ def test_g1_weight_that_flips_during_a_job_is_caught_and_the_work_done_again(
 
     monkeypatch.setattr(OutputDirectory, "promote", flip_after_the_third)
     monkeypatch.setattr(OutputDirectory, "discard", note)
-    report = three.score_dataset(source, tmp_path / "flipped", rows_per_shard=5)
-    assert three.verify().identical
+    report = mortal.score_dataset(source, tmp_path / "flipped", rows_per_shard=5)
+    assert mortal.verify().identical
     assert parts(tmp_path / "flipped") == parts(tmp_path / "calm")
     assert discarded
     assert sorted(promoted) == list(range(40))
     *_, reason = report.quarantined  # after those of the tests above
-    assert reason.startswith("Actor 2 has changed while it worked: body")
-    assert "quarantined  Actor 2 has changed" in str(report)
+    assert reason.startswith("Actor 1 has changed while it worked: body")
+    assert "quarantined  Actor 1 has changed" in str(report)
     manifest = json.loads((tmp_path / "flipped" / "_manifest.json").read_text())
     assert manifest["quarantined"] == list(report.quarantined)
 

@@ -152,20 +152,19 @@ def test_actors_without_a_gpu_can_touch_none(pool: RewardPool, ray_cluster: Any)
 
 
 def test_dead_actor_is_replaced_and_its_work_done_again(
-    ray_cluster: Any, tiny_model: str, expected: list[float]
+    mortal: RewardPool, expected: list[float]
 ) -> None:
-    with RewardPool(tiny_model, seed=42, num_actors=2, num_cpus_per_actor=1) as pool:
-        pids = {birth.pid for birth in pool._engine.dispatcher.births.values()}
-        kill(pool, 0)
-        assert pool.score(TEXTS).tolist() == pytest.approx(expected, abs=1e-6)
-        assert sorted(pool.verify().fingerprints) == [0, 1]  # waits for the replacement
-        assert len(pids & {birth.pid for birth in pool._engine.dispatcher.births.values()}) == 1
+    pids = {birth.pid for birth in mortal._engine.dispatcher.births.values()}
+    kill(mortal, 0)
+    assert mortal.score(TEXTS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert sorted(mortal.verify().fingerprints) == [0, 1]  # waits for the replacement
+    assert len(pids & {birth.pid for birth in mortal._engine.dispatcher.births.values()}) == 1
 
 
 def test_no_room_is_an_error_that_says_what_was_asked_and_what_there_is(
     ray_cluster: Any, tiny_model: str
 ) -> None:
-    with pytest.raises(PlacementError, match=r"1000 CPU each.*of 10 CPU free"):
+    with pytest.raises(PlacementError, match=r"1000 CPU each.*of 12 CPU free"):
         RewardPool(
             tiny_model, seed=42, num_actors=1, num_cpus_per_actor=1000, placement_timeout_s=1
         )

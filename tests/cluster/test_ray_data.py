@@ -69,7 +69,7 @@ def as_table(dataset: Any) -> pa.Table:
 
 @pytest.mark.parametrize(
     ("rows", "workers"),
-    [("pairs", 1), ("pairs", 3), ("completions", 2), ("conversations", 1), ("text", 2)],
+    [("pairs", 1), ("pairs", 3), ("completions", 1), ("conversations", 1), ("text", 1)],
 )
 def test_g1_g3_pipeline_gives_the_columns_and_the_bits_of_a_job(
     pool: RewardPool, tiny_model: str, tmp_path: Path, rows: str, workers: int
@@ -152,7 +152,6 @@ def test_g1_worker_that_holds_another_model_ends_the_execution(
 
     other = scored(
         read_items([{"text": "a"}] * 20),
-        workers=2,
         model=tiny_model,
         seed=43,
         expect=pool.fingerprint,
