@@ -121,8 +121,8 @@ class PoolConfig:
 
     max_attempts: int = 3
     """Actors that may die over the same shard before the row that kills them is looked for, which
-    then gets no reward; or be found wrong in the same place before the job gives up. Machines that
-    go, taken back or broken, do not count."""
+    then gets no reward; or be found wrong in the same place, one after the other, before the job
+    gives up. Machines that go, taken back or broken, do not count."""
 
     silent_after_s: float = 900.0
     """Seconds that a busy actor may go without finishing a batch, or take to load its model. After

@@ -72,7 +72,7 @@ class Dispatcher:
             gate: Who of them may work.
             num_actors: How many to keep.
             tasks_per_actor: Tasks handed to an actor at once.
-            max_attempts: Deaths over one task, over one actor's start, or actors not admitted in
+            max_attempts: Deaths over one task, over one actor's start, or bad actors in a row in
                 one place, until giving up.
             min_actors: With how many work may begin, and without how many it may not go on. Null:
                 it begins once it is known of each whether there is room for it now, and goes on
@@ -244,7 +244,7 @@ class Dispatcher:
             What it did since its last proof, as void.
 
         Raises:
-            DeterminismError: As many have failed in this place as may.
+            DeterminismError: As many in a row have failed in this place as may.
         """
         void = self._remove(actor)
         self._roster.not_admitted(actor, error)
@@ -410,6 +410,7 @@ class Dispatcher:
             self._gate.confirm(actor, event.proof)
         except DeterminismError as error:
             return [*results, *self.quarantine(actor, error)]
+        self._roster.proven(actor)
         return [*results, *self._unproven.prove(actor, event.looked_s)]
 
     def _settle(self, task: Task) -> None:

@@ -34,7 +34,7 @@ class Roster:
             fleet: The actors.
             num_actors: How many places there are.
             min_actors: As for `Dispatcher`.
-            max_attempts: Deaths while loading, or actors not admitted, in one place.
+            max_attempts: Deaths while loading, or bad actors, in a row in one place.
         """
         self.births: dict[int, Any] = {}
         self.quarantined: list[str] = []
@@ -96,7 +96,7 @@ class Roster:
         """An actor was found bad: another takes its place.
 
         Raises:
-            DeterminismError: As many have failed there as may.
+            DeterminismError: As many in a row have failed there as may.
         """
         self.quarantined.append(str(error))
         self._refusals[actor] += 1
@@ -110,6 +110,10 @@ class Roster:
         else:
             _logger.warning("actor %d is taken out of work and replaced: %s", actor, error)
             self.start(actor)
+
+    def proven(self, actor: int) -> None:
+        """An actor has done work, and is still good: what came before it in its place is past."""
+        self._refusals.pop(actor, None)
 
     def died_loading(self, event: Lost) -> None:
         """An actor died while it was loading its model: another takes its place.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -372,6 +373,20 @@ def test_proofs_that_stay_bad_end_the_run() -> None:
     subject.start()
     with pytest.raises(DeterminismError, match="replacing them does not help"):
         list(subject.run(tasks(9), prove=True))
+
+
+def test_actors_that_go_bad_after_good_work_are_replaced_as_often_as_it_takes() -> None:
+    """A bit that flips now and then, in the same place: no end to it, and none of the run."""
+    fleet = FakeFleet()
+    fleet.prove_every = 3
+    verdicts = itertools.cycle([lambda *_: None, refuse])
+    gate = FakeGate(confirm=lambda *proof: next(verdicts)(*proof))
+    subject = dispatcher(fleet, num_actors=1, gate=gate)
+    subject.start()
+    found = outcomes(subject.run(tasks(40), prove=True))
+    assert {story[-1] for story in found.values()} == {True}
+    assert len(found) == 40
+    assert len(subject.quarantined) > 3
 
 
 def test_dead_actors_unproven_results_are_void_where_proof_is_insisted_on() -> None:
