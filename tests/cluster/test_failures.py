@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -209,7 +210,8 @@ def test_actors_join_and_leave_with_their_machines(
     finally:
         driver.kill()
     assert driver.returncode == 0, said
-    assert "actor 1 died and is replaced" in said
+    # whichever of the two Ray had placed there
+    assert re.search(r"actor [01] died and is replaced", said)
     pool.score_dataset(source, tmp_path / "calm", rows_per_shard=20)
     expected = sorted((tmp_path / "calm").glob("part-*"))
     assert len(expected) == parts() == 600
