@@ -135,11 +135,8 @@ class RewardActor:
             ConfigError: A setting does not fit the model.
         """
         with importing():
-            import torch
-
             import rayreward.scorer  # noqa: F401
 
-        torch.set_num_threads(self._threads)
         self._freed.keep()
         self._scorer = self._load(self._config, head)
         return self._birth()
@@ -194,8 +191,11 @@ class RewardActor:
             torch.cuda.empty_cache()
 
     def _load(self, config: ModelConfig, head: HeadState | None) -> Scorer:
+        import torch
+
         from rayreward.scorer import Scorer
 
+        torch.set_num_threads(self._threads)  # of the thread that calls, whatever it had
         # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
         scorer = Scorer.load(config, "cuda:0" if self._on_gpu else "cpu")
         if head is not None:

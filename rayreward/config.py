@@ -55,8 +55,8 @@ class ModelConfig:
     False: not tried."""
 
     torch_compile: bool | Literal["auto"] = "auto"
-    """Fuse what a decoder does between its products on a GPU: faster, and 5 to 15 seconds more to
-    start. "auto": in half precision. Not done on a CPU, where it would gain nothing."""
+    """Fuse what a decoder does between its products: faster, and 5 to 15 seconds more to start.
+    "auto": on a GPU in half precision. On a CPU it gains a few per cent, in long runs."""
 
     share_prefixes: bool = True
     """Run what texts of a shard or a request begin with in common once, such as a system prompt or

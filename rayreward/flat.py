@@ -18,7 +18,7 @@ Knows torch and the attention interface; does not know text, heads or how a batc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
+from rayreward.lanes import share_threads
 from rayreward.narrowing import Narrowing
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
@@ -143,7 +144,7 @@ def run(
     """Runs a model's own forward over a stream, as if it were a batch of one row.
 
     Args:
-        module: The model.
+        module: The model, its switch thrown.
         stream: What it runs over.
         caught: Runs a forward pass and returns what reached the head.
         pooled: For each text, the position of the token that its reward comes from.
@@ -158,12 +159,16 @@ def run(
     """
     places = [text[at] for text, at in zip(stream.texts, pooled, strict=True)]
     current = _Pass(stream, _filled(stream, places), last_attention)
-    with _attending(module, current), current.modes:
-        if not stream.attention.causal:
-            current.modes.enter_context(_FirstTokens(stream))
-        hidden = caught(
-            lambda: module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
-        )
+    token = _current.set(current)
+    try:
+        with current.modes:
+            if not stream.attention.causal:
+                current.modes.enter_context(_FirstTokens(stream))
+            hidden = caught(
+                lambda: module(input_ids=stream.ids, position_ids=stream.positions, use_cache=False)
+            )
+    finally:
+        _current.reset(token)
     if not current.attended:
         raise ValueError("the model never called the attention interface")
     if hidden.dim() == 3:  # else an encoder has pooled already
@@ -171,19 +176,25 @@ def run(
     return hidden[: len(places)], current.attended
 
 
-@contextlib.contextmanager
-def _attending(module: PreTrainedModel, current: _Pass) -> Iterator[None]:
-    """Inside, the model's attention is that of a pass."""
-    configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
-    before = [config._attn_implementation for config in configs]
-    token = _current.set(current)
-    try:
-        for config in configs:
+class Switch:
+    """Which attention a model's own forward calls: the stream's, or what it was loaded with.
+
+    Thrown before a pass and not thrown back after it, so that passes over streams can run side by
+    side.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
+        self._own = [(config, config._attn_implementation) for config in configs]
+
+    def to_streams(self) -> None:
+        """Passes over streams follow."""
+        for config, _ in self._own:
             config._attn_implementation = ATTENTION
-        yield
-    finally:
-        _current.reset(token)
-        for config, implementation in zip(configs, before, strict=True):
+
+    def to_own(self) -> None:
+        """Passes over padded batches follow."""
+        for config, implementation in self._own:
             config._attn_implementation = implementation
 
 
@@ -254,6 +265,7 @@ def _attention(
     `query` is `(1, heads, T, D)`; `key` and `value` may have fewer heads. Returns
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
+    share_threads()
     current = _current.get()
     attention = current.stream.attention
     if attention.causal != (module.is_causal if is_causal is None else is_causal):

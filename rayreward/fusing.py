@@ -2,8 +2,8 @@
 
 Norms, rotary embeddings, activations and the residual stream are some thirty operators a layer, and
 each reads and writes all of a stream. On a GPU, whose products are fast, that takes a third of the
-time. Compiled, they are a handful of kernels; products stay the libraries' own, and attention
-(`rayreward.attention`) is called from between the compiled parts.
+time, on a CPU a tenth. Compiled, they are a handful of kernels; products stay the libraries' own,
+and attention (`rayreward.attention`) is called from between the compiled parts.
 
 The last layer stays as it is: within it the stream is narrowed (`rayreward.narrowing`).
 Kernels are chosen without measuring, so that every actor of a kind has the same ones (G2).
@@ -19,8 +19,9 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-_OPTIONS = {"deterministic": True}
-"""Of Inductor: no reduction is summed in an order that a measurement chose."""
+_OPTIONS = {"deterministic": True, "cpp.dynamic_threads": True}
+"""Of Inductor: no reduction is summed in an order that a measurement chose. On a CPU kernels run on
+as many threads as their caller has by then (`rayreward.lanes`)."""
 
 
 def fuse_layers(module: PreTrainedModel) -> bool:

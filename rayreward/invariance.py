@@ -15,6 +15,7 @@ import torch
 
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
+from rayreward.lanes import Lanes
 from rayreward.model import RewardModel, trial_batch
 from rayreward.sizes import Sizes
 from rayreward.types import Branch
@@ -41,6 +42,9 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
     if config.batch_invariant is False:
         return "not tried"
     moved_by = find_dependence(model, max_batch_tokens)
+    if moved_by and model.batches_at_once > 1:
+        model.threads_matter = True
+        moved_by = find_dependence(model, max_batch_tokens)
     if moved_by and config.batch_invariant is True and model.layout == "flat":
         model.sizes = Sizes(max_batch_tokens)
         moved_by = find_dependence(model, max_batch_tokens)
@@ -74,7 +78,7 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     batch = trial_batch(model)
     texts = [branch.ids for branch in batch]
     singles = [Branch(text) for text in texts]
-    expected = [reward for single in singles for reward in _rewards(model, [single])]
+    expected = _alone(model, singles)
     moved_by = []
     for crowd in _crowds(model, texts, max_batch_tokens):
         try:
@@ -105,6 +109,16 @@ def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
     """Tokens of the streams that have to be tried: all that there will be, on a GPU."""
     on_gpu = model.layout == "flat" and model.device.type == "cuda"
     return model.sizes.up_to(max_batch_tokens) if on_gpu else ()
+
+
+def _alone(model: RewardModel, singles: Sequence[Branch]) -> list[float]:
+    """One text in a batch; where batches run side by side, on fewer threads than in company."""
+    batches = [[single] for single in singles]
+    if (count := model.batches_at_once) > 1:
+        rewards = Lanes(count, torch.get_num_threads()).map(model.rewards, batches)
+    else:
+        rewards = [model.rewards(batch) for batch in batches]
+    return [reward for of_one in rewards for reward in of_one.tolist()]
 
 
 def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:

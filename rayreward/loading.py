@@ -212,10 +212,10 @@ def _check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, origin: Head
 
 
 def _fuses(module: PreTrainedModel, config: ModelConfig) -> bool:
-    """Whether layers are to be compiled: in float32, where nobody has measured it, if asked to."""
-    half = module.dtype in (torch.bfloat16, torch.float16)
-    wanted = half if config.torch_compile == "auto" else config.torch_compile
-    return wanted and module.device.type == "cuda"
+    """Whether layers are to be compiled: by default only where that soon pays for its time."""
+    if config.torch_compile == "auto":
+        return module.device.type == "cuda" and module.dtype in (torch.bfloat16, torch.float16)
+    return config.torch_compile
 
 
 def _max_positions(module: PreTrainedModel) -> int | None:

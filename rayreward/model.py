@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
-from rayreward.flat import lay_out, run
+from rayreward.flat import Switch, lay_out, run
 from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.head import Head, is_head
+from rayreward.lanes import SIDE_BY_SIDE
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
@@ -62,6 +63,7 @@ class RewardModel:
         vocabulary: How many token ids there are.
         layout: How batches run.
         sizes: What numbers of tokens a flat stream is filled up to.
+        threads_matter: Whether the number of threads moves a bit of a flat stream's rewards.
         fused: Whether layers are compiled (`rayreward.fusing`).
         head: The head, with its weights by name.
     """
@@ -76,12 +78,14 @@ class RewardModel:
         self.architecture = type(module).__name__
         self.vocabulary: int = module.config.get_text_config().vocab_size
         self._module = module
+        self._switch = Switch(module)
         self._padding_idx = position_padding(module)
         self._causal = True
         self._kernel: Kernel = "blocks"
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
+        self.threads_matter = False
         self.fused = False
         batch = trial_batch(self)
         expected = self._own(batch)
@@ -106,6 +110,12 @@ class RewardModel:
     def worth_sharing(self) -> int:
         """How many tokens texts have to have in common. On a GPU sharing gathers keys anew."""
         return 1 if self.device.type == "cpu" else 8
+
+    @property
+    def batches_at_once(self) -> int:
+        """How many are best run side by side."""
+        can = self.device.type == "cpu" and self.layout == "flat" and not self.threads_matter
+        return SIDE_BY_SIDE if can else 1
 
     def needed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The start of a text that its reward comes from, and nothing that follows it.
@@ -158,6 +168,7 @@ class RewardModel:
             sizes=self.sizes,
         )
         pooled = [pooled_position(branch.ids, self.pad_id) for branch in batch]
+        self._switch.to_streams()
         hidden, self._attentions = run(
             self._module, stream, self.head.caught, pooled, self._last_attention
         )
@@ -167,6 +178,7 @@ class RewardModel:
         """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
         texts = [branch.ids for branch in batch]
         ids, mask = self._padded(texts)
+        self._switch.to_own()
         hidden = self.head.caught(
             lambda: self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
         )

@@ -48,11 +48,9 @@ class PackedLinear(nn.Module):
         )
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(…, in)` to `(…, out)`. By the operator that torch.compile takes for linear layers."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows.to(self._wide), self.weight, self.bias, "none", [], ""
-        )
-        return product.to(self.dtype)
+        """`(…, in)` to `(…, out)`."""
+        multiply = _opaque if torch.compiler.is_compiling() else _multiply
+        return multiply(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:
         """Weight `(out, in)` and bias as the layer that this one replaces had them, bit for bit."""
@@ -60,6 +58,22 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             held["bias"] = self.bias
         return {name: tensor.to(self.dtype) for name, tensor in held.items()}
+
+
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
+
+
+@torch.library.custom_op("rayreward::linear", mutates_args=())
+def _opaque(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same for torch.compile, which would look for a plain weight in the other one."""
+    return _multiply(rows, weight, bias)
+
+
+@_opaque.register_fake
+def _(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return rows.new_empty((*rows.shape[:-1], weight.shape[0]))
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayreward.batching import make_batches, pack_branches, share_prefixes
+from rayreward.batching import make_batches, pack_branches, share_prefixes, spread_branches
 from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
@@ -24,6 +24,7 @@ from rayreward.config import ModelConfig
 from rayreward.fingerprint import Fingerprint, Proof, find_environment
 from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
+from rayreward.lanes import Lanes
 from rayreward.loading import load_model
 from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
@@ -38,7 +39,7 @@ class Scorer:
     """A reward model with its tokenizer, on one device.
 
     Several threads may score: each reads and tokenizes as it likes, and the model is one thread's
-    at a time.
+    at a time; on a CPU it may run two batches of that thread's side by side.
 
     Attributes:
         turn: Held by the thread whose turn it is to use the model.
@@ -56,6 +57,8 @@ class Scorer:
     ) -> None:
         self._model = model
         self._rewards = Halving(model.rewards)
+        on_cpu = model.device.type == "cpu"
+        self._lanes = Lanes(model.batches_at_once, torch.get_num_threads()) if on_cpu else None
         self.turn = threading.RLock()
         self.batches_done = 0
         self._tokenizer = tokenizer
@@ -142,27 +145,32 @@ class Scorer:
     ) -> dict[tuple[int, ...], float | None]:
         """What the model makes of each text; null where it does not fit into memory."""
         values: dict[tuple[int, ...], float | None] = {}
-        for batch, rewards in self._run(self._batches(texts, share=share), time_spent):
-            values.update(zip((branch.ids for branch in batch), rewards, strict=True))
+        batches, lanes = self._batches(texts, share=share), self._lanes
+        with self.turn, time_spent.running():
+            scored = lanes.map(self._run_one, batches) if lanes else self._run(batches)
+            for batch, rewards in zip(batches, scored, strict=True):
+                values.update(zip((branch.ids for branch in batch), rewards, strict=True))
         return values
 
-    def _run(
-        self, batches: Iterable[list[Branch]], time_spent: ModelTime
-    ) -> Iterator[tuple[list[Branch], list[float | None]]]:
-        """Scores batches one after the other; yields each with its rewards.
+    def _run(self, batches: Iterable[list[Branch]]) -> Iterator[list[float | None]]:
+        """Scores batches one after the other.
 
         A batch is laid out and begun before the one before it is read: a GPU need not wait.
         """
-        with self.turn, time_spent.running():
-            begun: tuple[list[Branch], Parts] | None = None
-            for batch in batches:
-                parts = self._rewards(batch)
-                if begun is not None:
-                    yield begun[0], read(begun[1])
-                begun = batch, parts
-                self.batches_done += 1
+        begun: Parts | None = None
+        for batch in batches:
+            parts = self._rewards(batch)
             if begun is not None:
-                yield begun[0], read(begun[1])
+                yield read(begun)
+            begun = parts
+            self.batches_done += 1
+        if begun is not None:
+            yield read(begun)
+
+    def _run_one(self, batch: list[Branch]) -> list[float | None]:
+        rewards = read(self._rewards(batch))
+        self.batches_done += 1
+        return rewards
 
     def _texts(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[tuple[int, ...]]:
         """The ids of what has tokens, each text once."""
@@ -177,12 +185,13 @@ class Scorer:
         return self._model.shares_prefixes and self._config.share_prefixes
 
     def _batches(self, texts: Sequence[tuple[int, ...]], *, share: bool) -> list[list[Branch]]:
+        model, tokens = self._model, self._max_batch_tokens
         apart = [Branch(text) for text in texts]
-        if self._model.layout == "flat":
-            branches = share_prefixes(sorted(texts), self._model.worth_sharing) if share else apart
-            return pack_branches(branches, self._max_batch_tokens)
-        budget = 1 if self._model.layout == "single" else self._max_batch_tokens
-        batches = make_batches([len(text) for text in texts], budget)
+        if model.layout == "flat":
+            branches = share_prefixes(sorted(texts), model.worth_sharing) if share else apart
+            cut = spread_branches if model.batches_at_once > 1 else pack_branches
+            return cut(branches, tokens)
+        batches = make_batches(list(map(len, texts)), 1 if model.layout == "single" else tokens)
         return [[apart[index] for index in batch] for batch in batches]
 
     def score_table(

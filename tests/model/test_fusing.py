@@ -1,7 +1,6 @@
 """Compiled layers give the same rewards, are compiled once for all lengths, and can be left again.
 
-RewardPool compiles on GPUs only; the compiler's own CPU code stands for it here, with layers whose
-weights are in plain order as on a GPU. `tests/gpu` runs the same on one.
+`tests/gpu` runs the same on one.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ import torch
 from tiny import make_checkpoint
 from torch._dynamo.utils import counters
 
-from rayreward import ModelConfig
+from rayreward import ModelConfig, Scorer
 from rayreward.checkpoint import open_checkpoint
 from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.loading import load_model
 from rayreward.model import RewardModel, trial_batch
-from rayreward.packing import unpack_linear_layers
 from rayreward.types import Branch
 
 pytestmark = pytest.mark.filterwarnings(
@@ -32,9 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 def load(path: Path, layers: int) -> RewardModel:
     make_checkpoint(path, shape={"num_hidden_layers": layers})
     config = ModelConfig(model=str(path), seed=42)
-    model = load_model(open_checkpoint(config.model), config, 0, "cpu")
-    unpack_linear_layers(model._module)
-    return model
+    return load_model(open_checkpoint(config.model), config, 0, "cpu")
 
 
 def texts(*lengths: int) -> list[Branch]:
@@ -80,10 +76,16 @@ def test_the_last_layer_is_left_as_it_is_and_a_model_of_one_layer_too(tmp_path: 
     assert not fuse_layers(load(tmp_path / "one", 1)._module)
 
 
-def test_on_a_cpu_nothing_is_compiled(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path)
-    config = ModelConfig(model=str(tmp_path), seed=42, torch_compile=True)
-    assert not load_model(open_checkpoint(config.model), config, 0, "cpu").fused
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_are_compiled_on_a_cpu_if_asked_to_and_g3_holds(tmp_path: Path, dtype: str) -> None:
+    make_checkpoint(tmp_path, shape={"num_hidden_layers": 3})
+    settings: dict[str, Any] = {"model": str(tmp_path), "seed": 42, "dtype": dtype}
+    plain = Scorer.load(ModelConfig(**settings), "cpu").fingerprint()
+    held = Scorer.load(ModelConfig(**settings, torch_compile=True), "cpu").fingerprint()
+    assert (plain.compiled, held.compiled) == (False, True)
+    assert held.batch_invariant == "holds"
+    assert held.probe == pytest.approx(plain.probe, abs={"float32": 1e-5, "bfloat16": 0.02}[dtype])
 
 
 def other(hidden: Any, *_: Any, **__: Any) -> Any:

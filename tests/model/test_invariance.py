@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,27 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     held = scorer(tmp_path, batch_invariant=True, max_batch_tokens=512)
     assert (held.fingerprint().layout, held.fingerprint().batch_invariant) == ("flat", "holds")
     assert held._model.sizes == Sizes(512)
+
+
+def test_batches_do_not_run_side_by_side_where_the_number_of_threads_moves_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, lanes = RewardModel.rewards, []
+
+    def by_threads(self: RewardModel, batch: Any) -> Any:
+        in_lane = threading.current_thread() is not threading.main_thread()
+        lanes.append(in_lane)
+        rewards = honest(self, batch)
+        return (
+            rewards.nextafter(torch.tensor(9.0)) if in_lane and not self.threads_matter else rewards
+        )
+
+    assert scorer(tmp_path / "honest")._model.batches_at_once == 2
+    monkeypatch.setattr(RewardModel, "rewards", by_threads)
+    held = scorer(tmp_path / "moved")
+    assert True in lanes
+    assert held.fingerprint().batch_invariant == "holds"
+    assert held._model.batches_at_once == 1
 
 
 def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(

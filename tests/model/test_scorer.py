@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_tokens_after_the_pooled_one_are_not_computed(
     assert text[-1] != subject._model.pad_id
     assert len(set(values(outcomes))) == 1
     assert [outcome.tokens for outcome in outcomes] == [len(text) + 1, len(text) + 2]
+
+
+def test_batches_run_side_by_side_and_rewards_keep_their_bits(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends while the other is under way, and one whose texts are all that there is."""
+    subject = Scorer.load(ModelConfig(model=tiny_model, seed=42))
+    samples = [Text("", f"{n} " + "the weather is fine. " * (n % 9)) for n in range(60)]
+    samples += [Text("", text) for text in TEXTS]
+    pair, met, honest = threading.Barrier(2), [], subject._rewards
+
+    def meeting(batch: Any) -> Any:
+        met.append(pair.wait(60))  # one that ran alone would wait in vain
+        return honest(batch)
+
+    alone = [value for sample in samples for value in values(subject.score([sample]))]
+    monkeypatch.setattr(subject, "_rewards", meeting)
+    assert values(subject.score(samples)) == alone
+    assert len(met) == 2
 
 
 def test_score_keeps_the_rows_order(scorer: Scorer) -> None:

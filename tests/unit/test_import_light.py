@@ -25,6 +25,7 @@ HEAVY = {
     "invariance",
     "job",
     "keeper",
+    "lanes",
     "loading",
     "local",
     "model",

@@ -1,4 +1,4 @@
-"""RayReward: a pool of one actor, which runs what the texts of a group share once."""
+"""RayReward: a pool of one actor, its layers compiled; runs what texts share once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("rayreward", "ray", "torch", "transformers")
 
 
 def load(checkpoint: str) -> Callable[..., list[float]]:
-    pool = RewardPool(checkpoint, num_actors=1, num_cpus_per_actor=2)
+    pool = RewardPool(checkpoint, num_actors=1, num_cpus_per_actor=2, torch_compile=True)
     atexit.register(pool.close)
 
     def score(groups: list[list[str]], _: None) -> list[float]:
