@@ -37,8 +37,12 @@ WITHOUT: dict[str, str] = {
     "pooled tokens only, after the last attention": "all tokens",
     "nothing after the pooled token": "an EOS that is looked past",
     "8,192 tokens a batch": "2,048 tokens",
+    "two batches side by side": "one after the other",
     "all of it, and no padding": "transformers' own forward, padded and sorted by length",
 }
+
+COMPILED = "layers compiled, if asked to"
+"""The only thing that is not there by default."""
 
 
 def main() -> None:
@@ -90,6 +94,8 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         plain = load(dtype)
     with patch.object(model, "find_kernels", lambda: "none"):
         blocks = load(dtype)
+    serial, compiled = load(dtype), load(dtype, torch_compile=True)
+    serial._model.threads_matter, serial._lanes = True, None
     unshared, small = load(dtype, share_prefixes=False), load(dtype, max_batch_tokens=2_048)
 
     def padded(rows: list[list[Text]]) -> list[float]:
@@ -115,19 +121,32 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "pooled tokens only, after the last attention": all_tokens,
         "nothing after the pooled token": whole_texts,
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
+        "two batches side by side": lambda rows: rewards(serial, rows),
         "all of it, and no padding": padded,
     }
-    seconds, apart = take_turns(ways, dtype, arguments)
+    seconds, apart = take_turns(
+        {**ways, COMPILED: lambda rows: rewards(compiled, rows)}, dtype, arguments
+    )
+    gained = {
+        "dtype": dtype,
+        "what": COMPILED,
+        "instead_of": "as they are",
+        "gain": ratio(seconds[""], seconds[COMPILED]),
+        "largest_difference": apart[COMPILED],
+    }
     return [
-        {
-            "dtype": dtype,
-            "what": what,
-            "instead_of": WITHOUT[what],
-            "gain": ratio(seconds[what], seconds[""]),
-            "largest_difference": apart[what],
-        }
-        for what in ways
-        if what
+        gained,
+        *(
+            {
+                "dtype": dtype,
+                "what": what,
+                "instead_of": WITHOUT[what],
+                "gain": ratio(seconds[what], seconds[""]),
+                "largest_difference": apart[what],
+            }
+            for what in ways
+            if what
+        ),
     ]
 
 
