@@ -115,7 +115,7 @@ def _alone(model: RewardModel, singles: Sequence[Branch]) -> list[float]:
     """One text in a batch; where batches run side by side, on fewer threads than in company."""
     batches = [[single] for single in singles]
     if (count := model.batches_at_once) > 1:
-        rewards = Lanes(count, torch.get_num_threads()).map(model.rewards, batches)
+        rewards = Lanes(count, model.threads).map(model.rewards, batches)
     else:
         rewards = [model.rewards(batch) for batch in batches]
     return [reward for of_one in rewards for reward in of_one.tolist()]

@@ -33,7 +33,7 @@ class Lanes:
         """
         Args:
             count: How many calls may run at the same time.
-            threads: How many torch computes with, in all calls together.
+            threads: How many torch computes with, in all calls together; no fewer than `count`.
         """
         self._threads = threads
         self._running = 0
@@ -69,7 +69,7 @@ class Lanes:
 
     def share_threads(self) -> None:
         """Gives the thread that calls its share of torch's threads."""
-        share = max(1, self._threads // max(1, self._running))
+        share = self._threads // max(1, self._running)
         if share != torch.get_num_threads():
             torch.set_num_threads(share)
 

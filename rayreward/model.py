@@ -63,6 +63,7 @@ class RewardModel:
         vocabulary: How many token ids there are.
         layout: How batches run.
         sizes: What numbers of tokens a flat stream is filled up to.
+        threads: How many torch computed with, on a CPU, in the thread that loaded the model.
         threads_matter: Whether the number of threads moves a bit of a flat stream's rewards.
         fused: Whether layers are compiled (`rayreward.fusing`).
         head: The head, with its weights by name.
@@ -85,6 +86,7 @@ class RewardModel:
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
+        self.threads = torch.get_num_threads()
         self.threads_matter = False
         self.fused = False
         batch = trial_batch(self)
@@ -114,8 +116,9 @@ class RewardModel:
     @property
     def batches_at_once(self) -> int:
         """How many are best run side by side."""
-        can = self.device.type == "cpu" and self.layout == "flat" and not self.threads_matter
-        return SIDE_BY_SIDE if can else 1
+        flat_on_cpu = self.device.type == "cpu" and self.layout == "flat"
+        enough = self.threads >= SIDE_BY_SIDE and not self.threads_matter
+        return SIDE_BY_SIDE if flat_on_cpu and enough else 1
 
     def needed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The start of a text that its reward comes from, and nothing that follows it.

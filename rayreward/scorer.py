@@ -58,7 +58,7 @@ class Scorer:
         self._model = model
         self._rewards = Halving(model.rewards)
         on_cpu = model.device.type == "cpu"
-        self._lanes = Lanes(model.batches_at_once, torch.get_num_threads()) if on_cpu else None
+        self._lanes = Lanes(model.batches_at_once, model.threads) if on_cpu else None
         self.turn = threading.RLock()
         self.batches_done = 0
         self._tokenizer = tokenizer

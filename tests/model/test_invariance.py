@@ -90,8 +90,18 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     assert held._model.sizes == Sizes(512)
 
 
+def test_batches_run_side_by_side_where_there_are_threads_for_them(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads, at_once in ((1, 1), (2, 2), (3, 2)):
+            torch.set_num_threads(threads)
+            assert scorer(tmp_path)._model.batches_at_once == at_once
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_batches_do_not_run_side_by_side_where_the_number_of_threads_moves_a_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest, lanes = RewardModel.rewards, []
 

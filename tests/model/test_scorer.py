@@ -61,22 +61,29 @@ def test_tokens_after_the_pooled_one_are_not_computed(
 
 
 def test_batches_run_side_by_side_and_rewards_keep_their_bits(
-    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+    two_threads: None, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends while the other is under way, and one whose texts are all that there is."""
+    """One ends while the other one is between its first layer and its second."""
     subject = Scorer.load(ModelConfig(model=tiny_model, seed=42))
     samples = [Text("", f"{n} " + "the weather is fine. " * (n % 9)) for n in range(60)]
-    samples += [Text("", text) for text in TEXTS]
-    pair, met, honest = threading.Barrier(2), [], subject._rewards
+    alone = [value for sample in samples for value in values(subject.score([sample]))]
+    pair, ended, honest = threading.Barrier(2), threading.Event(), subject._rewards
+    inside = threading.local()
 
     def meeting(batch: Any) -> Any:
-        met.append(pair.wait(60))  # one that ran alone would wait in vain
-        return honest(batch)
+        inside.waits = pair.wait(60) == 0  # one that ran alone would wait in vain
+        rewards = honest(batch)
+        ended.set()
+        return rewards
 
-    alone = [value for sample in samples for value in values(subject.score([sample]))]
+    def pausing(*_: Any) -> None:
+        if inside.waits:
+            assert ended.wait(60)
+
     monkeypatch.setattr(subject, "_rewards", meeting)
+    subject._model._module.model.layers[1].register_forward_pre_hook(pausing)
     assert values(subject.score(samples)) == alone
-    assert len(met) == 2
+    assert ended.is_set()
 
 
 def test_score_keeps_the_rows_order(scorer: Scorer) -> None:
