@@ -40,6 +40,7 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
         ModelError: `batch_invariant=True`, and even one text at a time does not keep its bits.
     """
     if config.batch_invariant is False:
+        model.threads_matter = True  # for all that is known
         return "not tried"
     moved_by = find_dependence(model, max_batch_tokens)
     if moved_by and model.batches_at_once > 1:
@@ -112,13 +113,10 @@ def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
 
 
 def _alone(model: RewardModel, singles: Sequence[Branch]) -> list[float]:
-    """One text in a batch; where batches run side by side, on fewer threads than in company."""
-    batches = [[single] for single in singles]
-    if (count := model.batches_at_once) > 1:
-        rewards = Lanes(count, model.threads).map(model.rewards, batches)
-    else:
-        rewards = [model.rewards(batch) for batch in batches]
-    return [reward for of_one in rewards for reward in of_one.tolist()]
+    """One text in a batch; where batches run side by side, on as few threads as each has then."""
+    batches, at_once = [[single] for single in singles], model.batches_at_once
+    run = Lanes(1, model.threads // at_once).map if at_once > 1 else map
+    return [reward for of_one in run(model.rewards, batches) for reward in of_one.tolist()]
 
 
 def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:

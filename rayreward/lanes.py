@@ -69,7 +69,7 @@ class Lanes:
 
     def share_threads(self) -> None:
         """Gives the thread that calls its share of torch's threads."""
-        share = self._threads // max(1, self._running)
+        share = self._threads // self._running
         if share != torch.get_num_threads():
             torch.set_num_threads(share)
 
