@@ -312,7 +312,7 @@ def scorer(setting: Setting) -> Scorer:
         share_prefixes=setting.share,
         batch_invariant=setting.invariant,
     )
-    return load_ours(config, setting.device, setting.threads)
+    return load_ours(config, setting.device)
 
 
 @lru_cache(maxsize=2)
@@ -324,8 +324,7 @@ def load_plain(name: str, dtype: str, attention: str, device: str) -> tuple[Any,
 
 
 @lru_cache(maxsize=2)
-def load_ours(config: ModelConfig, device: str, _threads: int) -> Scorer:
-    """A scorer stays with the number of threads that it is loaded with."""
+def load_ours(config: ModelConfig, device: str) -> Scorer:
     return Scorer.load(config, device)
 
 

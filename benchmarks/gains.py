@@ -37,7 +37,6 @@ WITHOUT: dict[str, str] = {
     "pooled tokens only, after the last attention": "all tokens",
     "nothing after the pooled token": "an EOS that is looked past",
     "8,192 tokens a batch": "2,048 tokens",
-    "two batches side by side": "one after the other",
     "all of it, and no padding": "transformers' own forward, padded and sorted by length",
 }
 
@@ -94,8 +93,7 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         plain = load(dtype)
     with patch.object(model, "find_kernels", lambda: "none"):
         blocks = load(dtype)
-    serial, compiled = load(dtype), load(dtype, torch_compile=True)
-    serial._model.threads_matter, serial._lanes = True, None
+    compiled = load(dtype, torch_compile=True)
     unshared, small = load(dtype, share_prefixes=False), load(dtype, max_batch_tokens=2_048)
 
     def padded(rows: list[list[Text]]) -> list[float]:
@@ -121,7 +119,6 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "pooled tokens only, after the last attention": all_tokens,
         "nothing after the pooled token": whole_texts,
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
-        "two batches side by side": lambda rows: rewards(serial, rows),
         "all of it, and no padding": padded,
     }
     seconds, apart = take_turns(

@@ -14,9 +14,9 @@ They take turns with scoring, so that a machine that slows down slows all of the
 count, and shares are taken within a turn. The products find their weights in the caches more often
 than a model does.
 
-A profile of one more pass, its batches one after the other, tells where the time goes: torch's
-operators by their own CPU time, sorted into kinds, and what is left of the wall clock, which is
-Python and tokenizing. Profiling takes time itself, so look at the shares, not at the seconds.
+A profile of one more pass tells where the time goes: torch's operators by their own CPU time,
+sorted into kinds, and what is left of the wall clock, which is Python and tokenizing. Profiling
+takes time itself, so look at the shares, not at the seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import argparse
 import math
 import re
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -75,7 +74,6 @@ class Counting:
         if scorer._model.layout != "flat":
             raise SystemExit("The flat stream is not taken here; its layers can't be counted.")
         self.flops = self.tokens = 0
-        self._turn = threading.Lock()  # batches run side by side
         for module in scorer._model._module.modules():
             if isinstance(module, PackedLinear):
                 module.register_forward_hook(self._count)
@@ -84,14 +82,12 @@ class Counting:
         scorer._rewards = self  # type: ignore[assignment]
 
     def __call__(self, batch: Sequence[Branch]) -> Any:
-        with self._turn:
-            self.tokens += stream_tokens(batch, self._sizes)
+        self.tokens += stream_tokens(batch, self._sizes)
         return self._rewards(batch)
 
     def _count(self, layer: PackedLinear, args: tuple[torch.Tensor], _result: Any) -> None:
         rows = args[0].numel() // args[0].shape[-1]
-        with self._turn:
-            self.flops += 2 * rows * math.prod(layer.weight.shape)
+        self.flops += 2 * rows * math.prod(layer.weight.shape)
 
 
 class Products:
@@ -176,7 +172,6 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
             seconds.setdefault(way, []).append(taken)
             rates.setdefault(way, []).append(counting.flops / taken)
             tokens[way] += counting.tokens
-    scorers["shared"]._lanes = None  # what runs in another thread is not profiled
     bare = {name: rates.pop(name) for name in list(rates) if name not in scorers}
     return {
         "dtype": dtype,

@@ -18,13 +18,6 @@ _AGAIN = 4
 """How much worse it is to compute a token again than to leave room for one unused. On pairs 2 gives
 up to 0.1 % more tokens, 8 fills streams on a GPU up with more."""
 
-_TIME_TOGETHER = 0.95
-"""The time that two batches take side by side, of what they take one after the other: on two cores,
-for texts of 32 tokens and of 130."""
-
-_BATCH_COST = 16
-"""What a batch takes whatever it holds, in tokens: weights are read, operators are found."""
-
 
 def make_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
     """Groups sequences of like length, longest first.
@@ -87,35 +80,6 @@ def pack_branches(branches: Sequence[Branch], max_batch_tokens: int) -> list[lis
         batches.append(apart(branches[start:end]))
         start = end
     return batches
-
-
-def spread_branches(branches: Sequence[Branch], max_batch_tokens: int) -> list[list[Branch]]:
-    """As `pack_branches`, for batches that run side by side, two at a time.
-
-    What fits into two is cut where both are done soonest, and what fits into one is cut in two
-    where that is sooner: texts that share much stay together.
-
-    Args:
-        branches: From `share_prefixes`.
-        max_batch_tokens: The most that a batch may hold.
-    """
-    packed = pack_branches(branches, max_batch_tokens)
-    if len(packed) > 2:
-        return packed
-    total, before = sum(branch.own for branch in branches), 0
-    soonest, best = (total + _BATCH_COST, 0) if len(packed) == 1 else (math.inf, 0)
-    for cut, branch in enumerate(branches):
-        halves = before, total - before + branch.shared
-        before += branch.own
-        if cut and max(halves) <= max_batch_tokens and _time_of(*halves) < soonest:
-            soonest, best = _time_of(*halves), cut
-    return [list(branches[:best]), apart(branches[best:])] if best else packed
-
-
-def _time_of(one: int, other: int) -> float:
-    """Of two batches side by side, the larger one alone at last; in tokens of one that is alone."""
-    together = 2 * (min(one, other) + _BATCH_COST)
-    return together * _TIME_TOGETHER + abs(one - other)
 
 
 def apart(branches: Sequence[Branch]) -> list[Branch]:

@@ -30,7 +30,6 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
-from rayreward.lanes import share_threads
 from rayreward.narrowing import Narrowing
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
@@ -179,8 +178,7 @@ def run(
 class Switch:
     """Which attention a model's own forward calls: the stream's, or what it was loaded with.
 
-    Thrown before a pass and not thrown back after it, so that passes over streams can run side by
-    side.
+    Thrown before a pass, and not thrown back after it.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
@@ -265,7 +263,6 @@ def _attention(
     `query` is `(1, heads, T, D)`; `key` and `value` may have fewer heads. Returns
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
-    share_threads()
     current = _current.get()
     attention = current.stream.attention
     if attention.causal != (module.is_causal if is_causal is None else is_causal):

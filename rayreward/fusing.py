@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 _OPTIONS = {"deterministic": True, "cpp.dynamic_threads": True}
 """Of Inductor: no reduction is summed in an order that a measurement chose. On a CPU kernels run on
-as many threads as their caller has by then (`rayreward.lanes`)."""
+as many threads as their caller has, not on as many as there were when they were compiled."""
 
 
 def fuse_layers(module: PreTrainedModel) -> bool:

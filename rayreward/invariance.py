@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from rayreward.batching import share_prefixes
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
-from rayreward.lanes import Lanes
 from rayreward.model import RewardModel, trial_batch
 from rayreward.sizes import Sizes
 from rayreward.types import Branch
@@ -40,12 +40,8 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
         ModelError: `batch_invariant=True`, and even one text at a time does not keep its bits.
     """
     if config.batch_invariant is False:
-        model.threads_matter = True  # for all that is known
         return "not tried"
     moved_by = find_dependence(model, max_batch_tokens)
-    if moved_by and model.batches_at_once > 1:
-        model.threads_matter = True
-        moved_by = find_dependence(model, max_batch_tokens)
     if moved_by and config.batch_invariant is True and model.layout == "flat":
         model.sizes = Sizes(max_batch_tokens)
         moved_by = find_dependence(model, max_batch_tokens)
@@ -62,7 +58,7 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
 
 
 def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...]:
-    """Compares rewards bitwise: alone, behind a crowd in the other order, with prefixes shared.
+    """Compares rewards bitwise: of texts alone, and behind a crowd with their prefixes shared.
 
     On a GPU behind crowds of all sizes. Padded batches are not tried: some texts keep their bits
     there by luck, and others do not.
@@ -76,22 +72,25 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     """
     if model.layout == "padded":
         return ("in padded batches",)
-    batch = trial_batch(model)
-    texts = [branch.ids for branch in batch]
-    singles = [Branch(text) for text in texts]
-    expected = _alone(model, singles)
-    moved_by = []
+    texts = [branch.ids for branch in reversed(trial_batch(model))]
+    apart = [Branch(text) for text in texts]
+    shared = share_prefixes(texts) if model.layout == "flat" else apart
+    alone = [reward for branch in apart for reward in _rewards(model, [branch])]
+
+    def moves(crowd: list[Branch], branches: list[Branch]) -> bool:
+        return _rewards(model, crowd + branches)[len(crowd) :] != alone
+
     for crowd in _crowds(model, texts, max_batch_tokens):
         try:
-            behind = _rewards(model, crowd + singles[::-1])[len(crowd) :]
+            if moves(crowd, shared):
+                changes = {
+                    "in other company": moves(crowd, apart),
+                    "with a shared prefix": moves([], shared),
+                }
+                return tuple(name for name, moved in changes.items() if moved) or tuple(changes)
         except torch.OutOfMemoryError:
             break  # such batches go in halves, and larger ones too
-        if behind[::-1] != expected:
-            moved_by.append("in other company")
-            break
-    if model.layout == "flat" and _rewards(model, batch) != expected:
-        moved_by.append("with a shared prefix")
-    return tuple(moved_by)
+    return ()
 
 
 def _crowds(
@@ -110,13 +109,6 @@ def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
     """Tokens of the streams that have to be tried: all that there will be, on a GPU."""
     on_gpu = model.layout == "flat" and model.device.type == "cuda"
     return model.sizes.up_to(max_batch_tokens) if on_gpu else ()
-
-
-def _alone(model: RewardModel, singles: Sequence[Branch]) -> list[float]:
-    """One text in a batch; where batches run side by side, on as few threads as each has then."""
-    batches, at_once = [[single] for single in singles], model.batches_at_once
-    run = Lanes(1, model.threads // at_once).map if at_once > 1 else map
-    return [reward for of_one in run(model.rewards, batches) for reward in of_one.tolist()]
 
 
 def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:

@@ -26,7 +26,6 @@ from rayreward.batching import share_prefixes
 from rayreward.flat import Switch, lay_out, run
 from rayreward.fusing import fuse_layers, unfuse_layers
 from rayreward.head import Head, is_head
-from rayreward.lanes import SIDE_BY_SIDE
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
@@ -63,8 +62,6 @@ class RewardModel:
         vocabulary: How many token ids there are.
         layout: How batches run.
         sizes: What numbers of tokens a flat stream is filled up to.
-        threads: How many torch computed with, on a CPU, in the thread that loaded the model.
-        threads_matter: Whether the number of threads moves a bit of a flat stream's rewards.
         fused: Whether layers are compiled (`rayreward.fusing`).
         head: The head, with its weights by name.
     """
@@ -86,8 +83,6 @@ class RewardModel:
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
-        self.threads = torch.get_num_threads()
-        self.threads_matter = False
         self.fused = False
         batch = trial_batch(self)
         expected = self._own(batch)
@@ -112,13 +107,6 @@ class RewardModel:
     def worth_sharing(self) -> int:
         """How many tokens texts have to have in common. On a GPU sharing gathers keys anew."""
         return 1 if self.device.type == "cpu" else 8
-
-    @property
-    def batches_at_once(self) -> int:
-        """How many are best run side by side."""
-        flat_on_cpu = self.device.type == "cpu" and self.layout == "flat"
-        enough = self.threads >= SIDE_BY_SIDE and not self.threads_matter
-        return SIDE_BY_SIDE if flat_on_cpu and enough else 1
 
     def needed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The start of a text that its reward comes from, and nothing that follows it.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayreward.batching import make_batches, pack_branches, share_prefixes, spread_branches
+from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
@@ -24,7 +24,6 @@ from rayreward.config import ModelConfig
 from rayreward.fingerprint import Fingerprint, Proof, find_environment
 from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
-from rayreward.lanes import Lanes
 from rayreward.loading import load_model
 from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
@@ -39,7 +38,7 @@ class Scorer:
     """A reward model with its tokenizer, on one device.
 
     Several threads may score: each reads and tokenizes as it likes, and the model is one thread's
-    at a time; on a CPU it may run two batches of that thread's side by side.
+    at a time.
 
     Attributes:
         turn: Held by the thread whose turn it is to use the model.
@@ -57,8 +56,6 @@ class Scorer:
     ) -> None:
         self._model = model
         self._rewards = Halving(model.rewards)
-        on_cpu = model.device.type == "cpu"
-        self._lanes = Lanes(model.batches_at_once, model.threads) if on_cpu else None
         self.turn = threading.RLock()
         self.batches_done = 0
         self._tokenizer = tokenizer
@@ -145,10 +142,9 @@ class Scorer:
     ) -> dict[tuple[int, ...], float | None]:
         """What the model makes of each text; null where it does not fit into memory."""
         values: dict[tuple[int, ...], float | None] = {}
-        batches, lanes = self._batches(texts, share=share), self._lanes
+        batches = self._batches(texts, share=share)
         with self.turn, time_spent.running():
-            scored = lanes.map(self._run_one, batches) if lanes else self._run(batches)
-            for batch, rewards in zip(batches, scored, strict=True):
+            for batch, rewards in zip(batches, self._run(batches), strict=True):
                 values.update(zip((branch.ids for branch in batch), rewards, strict=True))
         return values
 
@@ -167,11 +163,6 @@ class Scorer:
         if begun is not None:
             yield read(begun)
 
-    def _run_one(self, batch: list[Branch]) -> list[float | None]:
-        rewards = read(self._rewards(batch))
-        self.batches_done += 1
-        return rewards
-
     def _texts(self, encoded: Sequence[Sequence[Tokens | Failure]]) -> list[tuple[int, ...]]:
         """The ids of what has tokens, each text once."""
         found = (item for members in encoded for item in members)
@@ -189,8 +180,7 @@ class Scorer:
         apart = [Branch(text) for text in texts]
         if model.layout == "flat":
             branches = share_prefixes(sorted(texts), model.worth_sharing) if share else apart
-            cut = spread_branches if model.batches_at_once > 1 else pack_branches
-            return cut(branches, tokens)
+            return pack_branches(branches, tokens)
         batches = make_batches(list(map(len, texts)), 1 if model.layout == "single" else tokens)
         return [[apart[index] for index in batch] for batch in batches]
 

@@ -70,14 +70,3 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ray.init(address="local", num_cpus=12, include_dashboard=False, configure_logging=False)
     yield ray
     ray.shutdown()
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Torch computes with two, on however few cores: enough for two batches side by side."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rayreward import ModelConfig, ModelError, Scorer, invariance
 from rayreward.invariance import find_dependence
 from rayreward.model import RewardModel
 from rayreward.sizes import Sizes
-from rayreward.types import Outcome, Reward, Text
+from rayreward.types import Branch, Outcome, Reward, Text
 
 SAMPLES = [Text("", f"Answer {n} " + "it is fine. " * (n * 7 % 23)) for n in range(40)]
 
@@ -54,24 +54,46 @@ def test_g3_insisted_on_holds_bitwise(tmp_path: Path, architecture: str, dtype: 
     assert values(subject.score(SAMPLES[::-1]))[::-1] == expected
 
 
-def test_g3_given_up_is_not_tried(two_threads: None, tmp_path: Path) -> None:
-    """Nor do batches run side by side, where timing would decide about their threads."""
-    subject = scorer(tmp_path, batch_invariant=False)
-    assert subject.fingerprint().batch_invariant == "not tried"
-    assert subject._model.batches_at_once == 1
+def test_g3_given_up_is_not_tried(tmp_path: Path) -> None:
+    assert scorer(tmp_path, batch_invariant=False).fingerprint().batch_invariant == "not tried"
 
 
-def test_dependence_on_neighbours_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose rewards shift by one bit with the size of the batch."""
+def crowded(batch: list[Branch]) -> bool:
+    return len(batch) > 6
+
+
+def sharing(batch: list[Branch]) -> bool:
+    return any(branch.shared for branch in batch)
+
+
+@pytest.mark.parametrize(
+    ("moves", "named"),
+    [
+        (crowded, ("in other company",)),
+        (sharing, ("with a shared prefix",)),
+        (lambda batch: len(batch) > 3, ("in other company", "with a shared prefix")),
+        (
+            lambda batch: crowded(batch) and sharing(batch),
+            ("in other company", "with a shared prefix"),
+        ),
+        (lambda batch: False, ()),
+    ],
+)
+def test_what_moves_a_bit_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moves: Callable[[list[Branch]], bool],
+    named: tuple[str, ...],
+) -> None:
     model = scorer(tmp_path)._model
     honest = RewardModel.rewards
 
     def shifted(self: RewardModel, batch: Any) -> Any:
         rewards = honest(self, batch)
-        return rewards.nextafter(torch.tensor(9.0)) if len(rewards) > 3 else rewards
+        return rewards.nextafter(torch.tensor(9.0)) if moves(batch) else rewards
 
     monkeypatch.setattr(RewardModel, "rewards", shifted)
-    assert find_dependence(model, 8_192) == ("in other company", "with a shared prefix")
+    assert find_dependence(model, 8_192) == named
 
 
 def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
@@ -93,37 +115,6 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     assert held._model.sizes == Sizes(512)
 
 
-def test_batches_run_side_by_side_where_there_are_threads_for_them(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        for threads, at_once in ((1, 1), (2, 2), (3, 2)):
-            torch.set_num_threads(threads)
-            assert scorer(tmp_path)._model.batches_at_once == at_once
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_batches_do_not_run_side_by_side_where_the_number_of_threads_moves_a_bit(
-    two_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest, lanes = RewardModel.rewards, []
-
-    def by_threads(self: RewardModel, batch: Any) -> Any:
-        in_lane = threading.current_thread() is not threading.main_thread()
-        lanes.append(in_lane)
-        rewards = honest(self, batch)
-        return (
-            rewards.nextafter(torch.tensor(9.0)) if in_lane and not self.threads_matter else rewards
-        )
-
-    assert scorer(tmp_path / "honest")._model.batches_at_once == 2
-    monkeypatch.setattr(RewardModel, "rewards", by_threads)
-    held = scorer(tmp_path / "moved")
-    assert True in lanes
-    assert held.fingerprint().batch_invariant == "holds"
-    assert held._model.batches_at_once == 1
-
-
 def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +125,7 @@ def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     model.sizes = Sizes(256, 8)
 
     def rewards(self: RewardModel, batch: Any) -> Any:
-        sizes.append(sum(branch.own for branch in batch))
+        sizes.append(self.sizes.filled(sum(branch.own for branch in batch)))
         if sizes[-1] > 1_500:
             raise torch.OutOfMemoryError("no more")
         found = honest(self, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,32 +57,6 @@ def test_tokens_after_the_pooled_one_are_not_computed(
     assert text[-1] != subject._model.pad_id
     assert len(set(values(outcomes))) == 1
     assert [outcome.tokens for outcome in outcomes] == [len(text) + 1, len(text) + 2]
-
-
-def test_batches_run_side_by_side_and_rewards_keep_their_bits(
-    two_threads: None, tiny_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One ends while the other one is between its first layer and its second."""
-    subject = Scorer.load(ModelConfig(model=tiny_model, seed=42))
-    samples = [Text("", f"{n} " + "the weather is fine. " * (n % 9)) for n in range(60)]
-    alone = [value for sample in samples for value in values(subject.score([sample]))]
-    pair, ended, honest = threading.Barrier(2), threading.Event(), subject._rewards
-    inside = threading.local()
-
-    def meeting(batch: Any) -> Any:
-        inside.waits = pair.wait(60) == 0  # one that ran alone would wait in vain
-        rewards = honest(batch)
-        ended.set()
-        return rewards
-
-    def pausing(*_: Any) -> None:
-        if inside.waits:
-            assert ended.wait(60)
-
-    monkeypatch.setattr(subject, "_rewards", meeting)
-    subject._model._module.model.layers[1].register_forward_pre_hook(pausing)
-    assert values(subject.score(samples)) == alone
-    assert ended.is_set()
 
 
 def test_score_keeps_the_rows_order(scorer: Scorer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayreward.batching import make_batches, pack_branches, share_prefixes, spread_branches
+from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.types import Branch
 
 LENGTHS = st.lists(st.integers(min_value=1, max_value=64), max_size=48)
@@ -160,55 +160,3 @@ def test_a_text_over_the_budget_is_a_batch_of_its_own() -> None:
 def test_texts_that_share_nothing_fill_their_batches() -> None:
     branches = [Branch((n,) * 10) for n in range(9)]
     assert [len(batch) for batch in pack_branches(branches, 45)] == [4, 4, 1]
-
-
-def _sizes(batches: Iterable[Iterable[Branch]]) -> list[int]:
-    return [sum(branch.own for branch in batch) for batch in batches]
-
-
-def _distinct(count: int, length: int) -> list[Branch]:
-    """Texts that share nothing."""
-    return share_prefixes([tuple(range(n * 1_000, n * 1_000 + length)) for n in range(count)])
-
-
-@QUICK
-@given(lengths=LENGTHS, budget=BUDGET, shared=st.integers(min_value=0, max_value=40))
-def test_spreading_keeps_texts_order_and_budget(
-    lengths: list[int], budget: int, shared: int
-) -> None:
-    texts = [
-        (*range(shared), *range(n * 1_000, n * 1_000 + size)) for n, size in enumerate(lengths, 1)
-    ]
-    batches = spread_branches(share_prefixes(texts), budget)
-    assert [branch.ids for batch in batches for branch in batch] == texts
-    for batch, tokens in zip(batches, _sizes(batches), strict=True):
-        assert tokens <= budget or len(batch) == 1
-        assert batch == share_prefixes([branch.ids for branch in batch])
-
-
-def test_spreading_cuts_what_fits_into_one_or_two_batches_in_equal_halves() -> None:
-    texts = _distinct(24, 32)
-    assert _sizes(spread_branches(texts, 8_192)) == [384, 384]
-    assert _sizes(pack_branches(texts, 512)) == [512, 256]
-    assert _sizes(spread_branches(texts, 512)) == [384, 384]
-    assert spread_branches(texts, 256) == pack_branches(texts, 256)
-
-
-def test_spreading_leaves_together_what_is_done_sooner_so() -> None:
-    alone, short = _distinct(1, 900), _distinct(4, 32)
-    prompt = tuple(range(512))
-    completions = share_prefixes([(*prompt, *range(n * 600, n * 600 + 64)) for n in range(1, 9)])
-    for texts in (alone, short, completions, []):
-        assert spread_branches(texts, 8_192) == pack_branches(texts, 8_192)
-
-
-def test_spreading_cuts_between_prompts() -> None:
-    prompts = [tuple(range(n * 10_000, n * 10_000 + 400)) for n in range(2)]
-    texts = [(*prompt, *range(n, n + 64)) for prompt in prompts for n in (100, 300, 500, 700)]
-    batches = spread_branches(share_prefixes(texts), 8_192)
-    assert [len(batch) for batch in batches] == [4, 4]
-
-
-def test_spreading_leaves_a_text_over_the_budget_to_itself() -> None:
-    texts = [*_distinct(1, 900), Branch(tuple(range(5_000, 5_032)))]
-    assert _sizes(spread_branches(texts, 600)) == [900, 32]

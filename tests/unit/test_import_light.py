@@ -25,7 +25,6 @@ HEAVY = {
     "invariance",
     "job",
     "keeper",
-    "lanes",
     "loading",
     "local",
     "model",
