@@ -1,8 +1,8 @@
 """What numbers of rows a matrix product may have: streams are filled up to one of them.
 
 Libraries take other kernels for other numbers of rows, and other kernels sum in another order. On a
-CPU that is so below 8 rows. On a GPU nobody says where, so there are few sizes, and each is tried
-when a model is loaded (`rayreward.invariance`).
+CPU that is so for what is left of a thread's share after whole blocks of rows. On a GPU nobody says
+where, so there are few sizes, and each is tried when a model is loaded (`rayreward.invariance`).
 
 Integers only.
 """
@@ -41,7 +41,9 @@ class Sizes:
             yield rows
 
 
-ON_CPU = Sizes(16)
+ON_CPU = Sizes(8)
+"""MKL without AVX-512 moves bits for some numbers of rows that are no multiple of 4 (tried: 1 to 96
+threads), with it below 8 rows. oneDNN, with weights in its order, did so for none."""
 ON_GPU = Sizes(256, 8)
 """Below 256 rows the bits of an H100's products go by the number of rows. 8 per doubling add 3 % on
 the average to what fills no batch, and make 32 sizes up to 16,384."""

@@ -267,16 +267,16 @@ def test_a_neighbours_nan_does_not_spread(models: Any, architecture: str) -> Non
 
 
 def test_lay_out_holds_each_shared_token_once() -> None:
-    batch = share_prefixes([(5, 6, 7, 8), (5, 6, 7, 9, 3), (5, 6, 2), (5, 6), (4,)])
+    batch = share_prefixes([(5, 6, 7, 8), (5, 6, 7, 9, 3), (5, 6, 2), (5, 6), (4, 1)])
     stream = lay_out(batch, 0, CPU)
-    assert stream.ids[0].tolist() == [5, 6, 7, 8, 9, 3, 2, 4] + [0] * 8
-    assert stream.positions[0, :8].tolist() == [0, 1, 2, 3, 3, 4, 2, 0]
+    assert stream.ids[0].tolist() == [5, 6, 7, 8, 9, 3, 2, 4, 1] + [0] * 7
+    assert stream.positions[0, :9].tolist() == [0, 1, 2, 3, 3, 4, 2, 0, 1]
     assert [text.tolist() for text in stream.texts] == [
         [0, 1, 2, 3],
         [0, 1, 2, 4, 5],
         [0, 1, 6],
         [0, 1],
-        [7],
+        [7, 8],
     ]
 
 

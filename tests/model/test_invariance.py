@@ -115,6 +115,22 @@ def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     assert held._model.sizes == Sizes(512)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_g3_holds_with_weights_in_plain_order_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr("rayreward.model.pack_linear_layers", lambda *_: None)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        held = scorer(tmp_path)
+        assert held.fingerprint().batch_invariant == "holds"
+        alone = [value for sample in SAMPLES for value in values(held.score([sample]))]
+        assert values(held.score(SAMPLES)) == alone
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

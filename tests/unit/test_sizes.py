@@ -6,7 +6,7 @@ from rayreward.sizes import ON_CPU, ON_GPU, Sizes
 
 
 def test_multiples() -> None:
-    assert [ON_CPU.filled(rows) for rows in (1, 15, 16, 17, 160)] == [16, 16, 16, 32, 160]
+    assert [ON_CPU.filled(rows) for rows in (1, 7, 8, 9, 160)] == [8, 8, 8, 16, 160]
     assert list(Sizes(100).up_to(250)) == [100, 200, 300]
 
 
