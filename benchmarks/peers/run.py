@@ -1,7 +1,7 @@
 """RayReward against what somebody would use instead, on the same rows and the same checkpoint.
 
-    python benchmarks/peers/run.py [--passes 3] [--dtype float32 bfloat16] [--workload pairs …]
-                                   [--peers loop vllm_cpu …] [--result FILE]
+    python benchmarks/peers/run.py [--passes 5] [--slow 1.5] [--dtype float32 bfloat16]
+                                   [--workload pairs …] [--peers loop vllm_cpu …] [--result FILE]
 
 Both precisions where this processor multiplies bfloat16, else float32 and half as many rows:
 without such instructions peers take five times as long in bfloat16, and three times in float32.
@@ -15,9 +15,10 @@ some peers poll while they wait; when its turn comes it is first asked for a sho
 since some systems take memory away from who has long been idle, and the machine is let calm down.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
-ratio to RayReward within a pass. Who took more than three times as long as RayReward in the first
-pass is not asked again. Rewards are compared, so that nobody wins by being wrong. A peer
-that can't be installed, started or run is named with its reason.
+ratio to RayReward within a pass. Time goes where the race is close: who took more than half as long
+again as RayReward in the first pass (`--slow`) is not asked again, and after two passes only
+RayReward and who is closest to it are. Rewards are compared, so that nobody wins by being wrong. A
+peer that can't be installed, started or run is named with its reason.
 
 Model: SmolLM2-135M-Instruct with a head drawn from seed 42. `workloads.py` has the rows. Prints
 Markdown; writes the same figures, with hardware, versions and workloads, as JSON.
@@ -58,8 +59,8 @@ PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != O
 DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
 SEED = 42
 
-SLOW = 3.0
-"""Times as long as RayReward: who takes longer is asked once."""
+ALL_BUT_SLOW = 2
+"""Passes, before only RayReward and who is closest to it go on."""
 
 CALM_PERCENT, CALM_S = 10.0, 20.0
 """Of all cores, and for how long that is waited for at most."""
@@ -71,7 +72,13 @@ Json = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=1.5,
+        help="times as long as RayReward: who takes longer is asked once",
+    )
     parser.add_argument("--dtype", nargs="+", default=DTYPES)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
@@ -91,7 +98,7 @@ def main() -> None:
             starts += [{"dtype": dtype} | outcome for outcome in outcomes]
             for name in arguments.workload:
                 tell(f"{name}, {dtype}")
-                found = measure(workers, rows[name])
+                found = measure(workers, rows[name], arguments.slow)
                 runs += [{"workload": name, "dtype": dtype} | run for run in found]
     result = {
         "hardware": hardware | {"threads": THREADS},
@@ -172,7 +179,7 @@ class Run:
             if reply is None:
                 break
             self.tried[size] = round(reply["asked_s"], 3)
-            if reply["asked_s"] > 0.98 * best or size >= rows.most:
+            if reply["asked_s"] > 0.98 * best or size >= sum(map(len, rows.some)):
                 break  # larger ones are slower still, or the same
             best = reply["asked_s"]
         self.batch_size = min(self.tried, key=self.tried.__getitem__, default=sizes[0])
@@ -185,11 +192,11 @@ class Run:
         if reply := self._ask(groups, self.batch_size):
             self.replies.append(reply)
 
-    def is_slow(self, ours: Run | None) -> bool:
-        """Whether it is so far behind that it need not be asked again."""
-        if not (ours and ours.replies and self.replies):
-            return False
-        return bool(self.replies[0]["asked_s"] > SLOW * ours.replies[0]["asked_s"])
+    def behind(self, ours: Run) -> float:
+        """How many times as long it took, by the median over the passes that both have."""
+        both = zip(self.replies, ours.replies, strict=False)  # a slow one's first alone
+        ratios = [mine["asked_s"] / theirs["asked_s"] for mine, theirs in both]
+        return median(ratios) if ratios and not self.failure else math.inf
 
     def _ask(self, groups: Groups, batch_size: int | None) -> Json | None:
         if self.failure:
@@ -211,11 +218,10 @@ class Run:
         told |= {f"median_{key}": round(median(self._all(key)), 3) for key in self._seconds()}
         told |= {key: [round(second, 3) for second in self._all(key)] for key in self._seconds()}
         if ours and not ours.failure:
-            both = list(zip(self.replies, ours.replies, strict=False))  # a slow one's first alone
-            told["times_ours"] = round(median(a["asked_s"] / b["asked_s"] for a, b in both), 3)
+            told["times_ours"] = round(self.behind(ours), 3)
             told["apart"] = max(
                 abs(a - b)
-                for mine, theirs in both
+                for mine, theirs in zip(self.replies, ours.replies, strict=False)
                 for a, b in zip(mine["rewards"], theirs["rewards"], strict=True)
             )
         return told
@@ -227,7 +233,7 @@ class Run:
         return [reply[key] for reply in self.replies]
 
 
-def measure(workers: Sequence[Worker], rows: Rows) -> list[Json]:
+def measure(workers: Sequence[Worker], rows: Rows, slow: float) -> list[Json]:
     runs = [Run(worker) for worker in workers]
     for run in runs:
         run.rehearse(rows)
@@ -236,7 +242,12 @@ def measure(workers: Sequence[Worker], rows: Rows) -> list[Json]:
     for pass_, groups in enumerate(rows.passes):
         for run in random.Random(pass_).sample(asked, len(asked)):
             run.score(groups, rows.short)
-        asked = [run for run in runs if not run.is_slow(ours)]
+        if not (ours and ours.replies):
+            continue
+        if pass_ == 0:
+            asked = [run for run in runs if run.behind(ours) <= slow]
+        if pass_ == ALL_BUT_SLOW - 1:
+            asked = sorted(asked, key=lambda run: (run is not ours, run.behind(ours)))[:2]
     return [run.compared_with(ours) for run in runs]
 
 

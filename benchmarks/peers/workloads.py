@@ -58,7 +58,6 @@ class Rows:
         one: A text of the workload's to warm up on.
         short: A text of 32 words, for who comes back from a break.
         some: Groups to choose a batch size on.
-        most: Texts in a pass.
     """
 
     def __init__(self, workload: Workload, passes: int, tokenizer: Any) -> None:
@@ -71,7 +70,6 @@ class Rows:
         self.one = [rehearsal[0][:1]]
         self.short = [[words(random.Random(REHEARSAL), 32) + tokenizer.eos_token]]
         self.some = list(enough(rehearsal, tokenizer))
-        self.most = max(sum(map(len, groups)) for groups in self.passes)
         self._says, self._tokenizer = workload.says, tokenizer
 
     def describe(self) -> dict[str, Any]:
