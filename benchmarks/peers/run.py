@@ -55,6 +55,7 @@ from workloads import WORKLOADS, Groups, Rows, multiplies_half
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
 OURS = "ours"
+COMPILES = "vllm_cpu"
 PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != OURS)
 DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
 SEED = 42
@@ -129,8 +130,8 @@ def start(
 ) -> tuple[list[Worker], list[Json]]:
     """Starts all peers; returns those that started, and what became of each.
 
-    Who has an environment of its own is begun first and waited for last: vLLM compiles for minutes.
-    The others are loaded meanwhile, one after the other.
+    Who has an environment of its own is begun first and waited for last, vLLM, which compiles for
+    minutes, before all others. These are loaded meanwhile, one after the other.
     """
     workers: dict[str, Worker] = {}
     failures: dict[str, Json] = {}
@@ -143,7 +144,7 @@ def start(
             workers[peer].wait_until_ready()
             tell(f"{peer} is loaded")
 
-    early = [peer for peer in peers if has_its_own(peer)]
+    early = sorted(filter(has_its_own, peers), key=lambda peer: peer != COMPILES)
     late = [peer for peer in peers if peer not in early]
     steps = [(begin, peer) for peer in early]
     steps += [(step, peer) for peer in late for step in (begin, finish)]
