@@ -49,8 +49,8 @@ def rows_of_layers(model: RewardModel, batch: list[Branch]) -> list[int]:
 def test_the_last_layer_computes_what_follows_attention_for_pooled_tokens(tmp_path: Path) -> None:
     """Of two layers of seven products, all but queries, keys and values of the second."""
     model = load(tmp_path, "llama")
-    assert rows_of_layers(model, texts(50, 60, 130)) == [240] * 10 + [16] * 4
-    assert rows_of_layers(model, texts(*[2] * 17)) == [48] * 10 + [32] * 4
+    assert rows_of_layers(model, texts(50, 60, 130)) == [240] * 10 + [8] * 4
+    assert rows_of_layers(model, texts(*[2] * 17)) == [40] * 10 + [24] * 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
