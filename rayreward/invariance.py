@@ -76,21 +76,21 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     apart = [Branch(text) for text in texts]
     shared = share_prefixes(texts) if model.layout == "flat" else apart
     alone = [reward for branch in apart for reward in _rewards(model, [branch])]
+    crowds = list(_crowds(model, texts, max_batch_tokens))
 
-    def moves(crowd: list[Branch], branches: list[Branch]) -> bool:
-        return _rewards(model, crowd + branches)[len(crowd) :] != alone
-
-    for crowd in _crowds(model, texts, max_batch_tokens):
+    def moves(branches: list[Branch], behind: list[list[Branch]]) -> bool:
         try:
-            if moves(crowd, shared):
-                changes = {
-                    "in other company": moves(crowd, apart),
-                    "with a shared prefix": moves([], shared),
-                }
-                return tuple(name for name, moved in changes.items() if moved) or tuple(changes)
+            return any(_rewards(model, crowd + branches)[len(crowd) :] != alone for crowd in behind)
         except torch.OutOfMemoryError:
-            break  # such batches go in halves, and larger ones too
-    return ()
+            return False  # such batches go in halves, and larger ones too
+
+    if not moves(shared, crowds):
+        return ()
+    changes = {
+        "in other company": moves(apart, crowds),
+        "with a shared prefix": moves(shared, [[]]),
+    }
+    return tuple(name for name, moved in changes.items() if moved) or tuple(changes)
 
 
 def _crowds(

@@ -60,8 +60,8 @@ PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != O
 DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
 SEED = 42
 
-ALL_BUT_SLOW = 2
-"""Passes, before only RayReward and who is closest to it go on."""
+PASSES_FOR_ALL = 2
+"""After them only RayReward and who is closest to it go on."""
 
 CALM_PERCENT, CALM_S = 10.0, 20.0
 """Of all cores, and for how long that is waited for at most."""
@@ -247,7 +247,7 @@ def measure(workers: Sequence[Worker], rows: Rows, slow: float) -> list[Json]:
             continue
         if pass_ == 0:
             asked = [run for run in runs if run.behind(ours) <= slow]
-        if pass_ == ALL_BUT_SLOW - 1:
+        if pass_ == PASSES_FOR_ALL - 1:
             asked = sorted(asked, key=lambda run: (run is not ours, run.behind(ours)))[:2]
     return [run.compared_with(ours) for run in runs]
 
