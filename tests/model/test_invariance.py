@@ -159,6 +159,23 @@ def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     assert max(sizes) == 1_536
 
 
+def test_sharing_that_moves_a_bit_hides_no_size_that_does_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scorer(tmp_path)._model
+    honest = RewardModel.rewards
+    monkeypatch.setattr(invariance, "_sizes", lambda model, most: model.sizes.up_to(most))
+    model.sizes = Sizes(256, 8)
+
+    def shifted(self: RewardModel, batch: Any) -> Any:
+        rewards = honest(self, batch)
+        moved = sharing(batch) or self.sizes.filled(sum(branch.own for branch in batch)) == 1_024
+        return rewards.nextafter(torch.tensor(9.0)) if moved else rewards
+
+    monkeypatch.setattr(RewardModel, "rewards", shifted)
+    assert find_dependence(model, 4_096) == ("in other company", "with a shared prefix")
+
+
 def test_g3_insisted_on_and_impossible_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
