@@ -1,33 +1,38 @@
 // Attention over a flat stream, for CPUs. Called from native/__init__.py.
 //
 // A token's result depends, bit for bit, on its own text up to where it sees, and on nothing else:
-// scores are summed over D in one order; keys are taken in blocks that begin at multiples of BLOCK
-// from the text's first token; what a query does not see adds an exact zero. So neither the rest of
-// the batch, nor how a text is cut into tiles, nor the number of threads moves a bit.
+// scores are summed over D in one order; weights and values are summed key after key, in blocks
+// that begin at multiples of BLOCK from the text's first token; what a query does not see adds an
+// exact zero. So neither the rest of the batch, nor how a text is cut into tiles, nor the number of
+// threads moves a bit.
 //
-// Keys and values are turned into float32 panels as they are used, and everything is summed in
-// float32. Online softmax as in FlashAttention (Dao et al., 2022).
+// A row is a query of one head; the lanes of a vector are rows, so that whatever is taken over keys
+// needs no shuffling. Everything is computed in float32. Online softmax as in FlashAttention (Dao
+// et al., 2022).
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace {
 
+// VECTORS of rows times STEP keys, or STEP columns of values, are summed in registers at once.
 #if defined(__AVX512F__)
-constexpr int LANES = 16, COLUMNS = 4, ROWS = 6;  // 24 of 32 registers hold sums
+constexpr int LANES = 16, VECTORS = 3, STEP = 8;  // 24 of 32 registers hold sums
 #elif defined(__AVX__)
-constexpr int LANES = 8, COLUMNS = 2, ROWS = 6;  // 12 of 16
+constexpr int LANES = 8, VECTORS = 3, STEP = 4;  // 12 of 16
 #else
-constexpr int LANES = 4, COLUMNS = 4, ROWS = 6;  // 24 of 32 on ARM
+constexpr int LANES = 4, VECTORS = 3, STEP = 8;  // 24 of 32 on ARM
 #endif
-constexpr int BLOCK = 64;                 // keys that are taken at once
-constexpr int PANEL = LANES * COLUMNS;    // keys, or columns of values, that a product runs over
-constexpr int TILE_ROWS = 256;            // queries times heads that share packed keys, about
+constexpr int GROUP = LANES * VECTORS;   // rows
+constexpr int BLOCK = 64;                // keys that are taken at once
+constexpr int64_t MOST_GROUPS = 8;       // of a tile, which share copied keys
+constexpr int64_t TILES_PER_THREAD = 16; // so that all threads end at about the same time
 constexpr float UNSEEN = -INFINITY, LOWEST = -1e30f;
-static_assert(BLOCK % PANEL == 0);
+static_assert(BLOCK % STEP == 0);
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -40,6 +45,33 @@ inline vec load(const float* from) {
 inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 inline vec all(float value) { return value - vec{}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
+
+
+// Lanes of a and b, counted through.
+template <int... FROM>
+inline vec mixed(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, FROM...);
+#else
+    return __builtin_shuffle(a, b, ivec{FROM...});
+#endif
+}
+
+// Rows become lanes and lanes rows: squares of HALF by HALF change places, then smaller ones.
+template <int HALF, int... LANE>
+inline void transpose(vec (&rows)[LANES], std::integer_sequence<int, LANE...> lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & HALF)) {
+            vec a = rows[i], b = rows[i + HALF];
+            rows[i] = mixed<(LANE & HALF ? LANES + LANE - HALF : LANE)...>(a, b);
+            rows[i + HALF] = mixed<(LANE & HALF ? LANES + LANE : LANE + HALF)...>(a, b);
+        }
+    if constexpr (HALF > 1) transpose<HALF / 2>(rows, lanes);
+}
+inline void transpose(vec (&rows)[LANES]) {
+    transpose<LANES / 2>(rows, std::make_integer_sequence<int, LANES>());
+}
 
 // e to the power of x, within 2 units in the last place; 0 below -87, NaN for NaN.
 inline vec exponential(vec x) {
@@ -87,6 +119,31 @@ inline void narrow(float value, BFloat16& to) {
     }
 }
 
+// From memory and to it, `width` lanes; the others are 0.
+template <class T>
+inline vec widened(const T* from, int64_t width) {
+    T some[LANES];
+    if (width < LANES) {
+        std::memset(some, 0, sizeof some);
+        std::memcpy(some, from, width * sizeof *from);
+        from = some;
+    }
+    float wide[LANES];
+    for (int lane = 0; lane < LANES; ++lane) wide[lane] = widen(from[lane]);
+    return load(wide);
+}
+template <class T>
+inline void narrowed(vec from, T* to, int64_t width) {
+    float wide[LANES];
+    T some[LANES];
+    store(wide, from);
+    for (int lane = 0; lane < LANES; ++lane) narrow(wide[lane], some[lane]);
+    if (width == LANES)
+        std::memcpy(to, some, sizeof some);
+    else
+        std::memcpy(to, some, width * sizeof *to);
+}
+
 template <class T>
 struct Rows {  // (places, heads, D), D dense
     T* data;
@@ -100,54 +157,57 @@ struct Score {
     bool causal;
 };
 
-// R rows of queries times PANEL keys, summed over `depth` in order.
-template <int R>
-inline void multiply_keys(const float* queries, int64_t stride, const float* keys, int64_t depth,
-                          float* scores) {
-    vec sums[R][COLUMNS] = {};
-    for (int64_t d = 0; d < depth; ++d, keys += PANEL) {
-        vec key[COLUMNS];
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c) key[c] = load(keys + c * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            vec query = all(queries[r * stride + d]);
-#pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c) sums[r][c] += query * key[c];
+// Scores (STEP, GROUP) of V vectors of queries (depth, GROUP) for STEP keys (STEP, depth), summed
+// over depth in order.
+template <int V>
+inline void multiply_keys(const float* queries, const float* keys, int64_t depth, float* scores) {
+    vec sums[STEP][V] = {};
+    for (int64_t d = 0; d < depth; ++d) {
+        vec query[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) query[v] = load(queries + d * GROUP + v * LANES);
+#pragma GCC unroll 16
+        for (int k = 0; k < STEP; ++k) {
+            vec key = all(keys[k * depth + d]);
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sums[k][v] += query[v] * key;
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c) store(scores + r * BLOCK + c * LANES, sums[r][c]);
+#pragma GCC unroll 16
+    for (int k = 0; k < STEP; ++k)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) store(scores + k * GROUP + v * LANES, sums[k][v]);
 }
 
-// sums = sums · shrink + weights · values, over PANEL columns and `count` keys in order.
-template <int R>
-inline void add_values(const float* weights, const float* values, int64_t stride, int64_t count,
-                       const float* shrink, float* results) {
-    vec sums[R][COLUMNS];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c)
-            sums[r][c] = load(results + r * stride + c * LANES) * shrink[r];
-    for (int64_t k = 0; k < count; ++k, values += stride) {
-        vec value[COLUMNS];
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c) value[c] = load(values + c * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            vec weight = all(weights[r * BLOCK + k]);
-#pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c) sums[r][c] += weight * value[c];
+// results = results · shrink + weights · values, over STEP columns and `count` keys in order:
+// results (STEP, GROUP), weights (count, GROUP), values (count, width).
+template <int V>
+inline void add_values(const float* weights, const float* values, int64_t width, int64_t count,
+                       const vec* shrink, float* results) {
+    vec sums[STEP][V];
+#pragma GCC unroll 16
+    for (int c = 0; c < STEP; ++c)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v)
+            sums[c][v] = load(results + c * GROUP + v * LANES) * shrink[v];
+    for (int64_t k = 0; k < count; ++k) {
+        vec weight[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) weight[v] = load(weights + k * GROUP + v * LANES);
+#pragma GCC unroll 16
+        for (int c = 0; c < STEP; ++c) {
+            vec value = all(values[k * width + c]);
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sums[c][v] += weight[v] * value;
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c) store(results + r * stride + c * LANES, sums[r][c]);
+#pragma GCC unroll 16
+    for (int c = 0; c < STEP; ++c)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) store(results + c * GROUP + v * LANES, sums[c][v]);
 }
+
+constexpr int64_t up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 struct Tile {
     const int64_t* places;   // of its text's tokens
@@ -155,71 +215,112 @@ struct Tile {
     int64_t first, count;    // its queries, by position
 };
 
+// A tile's rows, group by group: queries (depth, GROUP) and results (width, GROUP). And one block
+// of keys (BLOCK, depth) and values (BLOCK, width).
 struct Scratch {
-    std::vector<float> queries, keys, values, results, most, sum;
-    Scratch(int64_t rows, int64_t depth, int64_t width)
-        : queries(rows * depth), keys(BLOCK * depth), values(BLOCK * width), results(rows * width),
-          most(rows), sum(rows) {}
+    int64_t depth, width;  // of queries and keys, and of values and results, filled up
+    std::vector<float> queries, results, keys, values, scores;
+    std::vector<vec> most, sum;
+    Scratch(int64_t rows, int64_t depth, int64_t value_depth)
+        : depth(up(depth, LANES)), width(up(value_depth, std::max(LANES, STEP))),
+          queries(up(rows, GROUP) * this->depth), results(up(rows, GROUP) * width),
+          keys(BLOCK * this->depth), values(BLOCK * width), scores(BLOCK * GROUP),
+          most(up(rows, GROUP) / LANES), sum(up(rows, GROUP) / LANES) {}
+    float* queries_of(int64_t row) {
+        return queries.data() + row / GROUP * GROUP * depth + row % GROUP;
+    }
+    float* results_of(int64_t row) {
+        return results.data() + row / GROUP * GROUP * width + row % GROUP;
+    }
 };
 
-// R rows, the first of which is `row` of the tile, against the block of keys from `begin` on.
-template <int R>
+// V vectors of rows, from `row` of the tile on, against the keys from `begin` to `end`.
+template <int V>
 void attend_rows(Scratch& scratch, const Tile& tile, int64_t heads, int64_t row, int64_t begin,
-                 int64_t end, int64_t depth, int64_t width, const Score& score) {
-    float scores[R * BLOCK], shrink[R];
-    const float* queries = scratch.queries.data() + row * depth;
-    for (int64_t panel = 0; panel < end - begin; panel += PANEL)
-        multiply_keys<R>(queries, depth, scratch.keys.data() + panel * depth, depth,
-                         scores + panel);
-    const int64_t whole = (end - begin + PANEL - 1) / PANEL * PANEL;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        float* mine = scores + r * BLOCK;
-        const int64_t position = tile.first + (row + r) / heads;
-        const int64_t up_to = score.causal ? position : score.window ? std::min(position + score.window - 1, tile.length - 1) : tile.length - 1;
-        const int64_t from = score.window ? std::max<int64_t>(0, position - score.window + 1) : 0;
+                 int64_t end, int64_t depth, const Score& score) {
+    const int64_t count = end - begin;
+    float* scores = scratch.scores.data();
+    for (int64_t k = 0; k < count; k += STEP)
+        multiply_keys<V>(scratch.queries_of(row), scratch.keys.data() + k * depth, depth,
+                         scores + k * GROUP);
+    const int64_t first = tile.first + row / heads;
+    const int64_t last = tile.first + (row + V * LANES - 1) / heads;
+    const bool edge =  // whether some row does not see all of them
+        (score.causal && end > first + 1) ||
+        (score.window && (begin + score.window <= last || first + score.window < end));
+    vec shrink[V];
+    for (int v = 0; v < V; ++v) {
+        float* mine = scores + v * LANES;
         if (score.cap)
-            for (int64_t k = 0; k < whole; k += LANES)
-                store(mine + k, capped(load(mine + k), score.cap));
-        for (int64_t k = 0; k < std::min(from - begin, whole); ++k) mine[k] = UNSEEN;
-        for (int64_t k = std::max<int64_t>(0, up_to + 1 - begin); k < whole; ++k) mine[k] = UNSEEN;
-        float& most = scratch.most[row + r];
-        vec best = all(most);
-        for (int64_t k = 0; k < whole; k += LANES) best = larger(load(mine + k), best);
-        float now = most;
-        for (int lane = 0; lane < LANES; ++lane) now = best[lane] > now ? best[lane] : now;
-        vec sum{};
-        for (int64_t k = 0; k < whole; k += LANES) {
-            vec weight = exponential(load(mine + k) - now);
-            store(mine + k, weight);
+            for (int64_t k = 0; k < count; ++k)
+                store(mine + k * GROUP, capped(load(mine + k * GROUP), score.cap));
+        if (edge) {
+            ivec from, to;  // the first and the last key that each row sees, from `begin`
+            for (int lane = 0; lane < LANES; ++lane) {
+                const int64_t at = tile.first + (row + v * LANES + lane) / heads - begin;
+                const int64_t ahead = score.window ? at + score.window - 1 : BLOCK;
+                from[lane] = score.window ? std::max<int64_t>(at - score.window + 1, 0) : 0;
+                to[lane] = std::clamp<int64_t>(score.causal ? at : ahead, -1, BLOCK);
+            }
+            for (int64_t k = 0; k < count; ++k) {
+                ivec key = int32_t(k) - ivec{};
+                vec seen = key < from ? all(UNSEEN) : load(mine + k * GROUP);
+                store(mine + k * GROUP, key > to ? all(UNSEEN) : seen);
+            }
+        }
+        vec& most = scratch.most[row / LANES + v];
+        vec now = most, sum{};
+        for (int64_t k = 0; k < count; ++k) now = larger(load(mine + k * GROUP), now);
+        for (int64_t k = 0; k < count; ++k) {
+            vec weight = exponential(load(mine + k * GROUP) - now);
+            store(mine + k * GROUP, weight);
             sum += weight;
         }
-        for (int half = LANES / 2; half; half /= 2)  // in one order, whatever the block holds
-            for (int lane = 0; lane < half; ++lane) sum[lane] += sum[lane + half];
-        shrink[r] = exponential(all(most - now))[0];
-        scratch.sum[row + r] = scratch.sum[row + r] * shrink[r] + sum[0];
+        shrink[v] = exponential(most - now);
+        vec& total = scratch.sum[row / LANES + v];
+        total = total * shrink[v] + sum;
         most = now;
     }
-    float* results = scratch.results.data() + row * width;
-    for (int64_t panel = 0; panel < width; panel += PANEL)
-        add_values<R>(scores, scratch.values.data() + panel, width, end - begin, shrink,
-                      results + panel);
+    for (int64_t column = 0; column < scratch.width; column += STEP)
+        add_values<V>(scores, scratch.values.data() + column, scratch.width, count, shrink,
+                      scratch.results_of(row) + column * GROUP);
 }
 
+// The same for `vectors` of them, V at most.
+template <int V, class... More>
+void attend_some(int64_t vectors, More&&... more) {
+    if constexpr (V > 1)
+        if (vectors < V) return attend_some<V - 1>(vectors, more...);
+    attend_rows<V>(more...);
+}
+
+// Tells whether all results are finite.
 template <class T>
-void attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
+bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
                  const Rows<const T>& values, const Rows<T>& results, const Tile& tile,
                  int64_t kv_head, int64_t heads, int64_t depth, int64_t value_depth,
                  const Score& score, Scratch& scratch) {
-    const int64_t width = (value_depth + PANEL - 1) / PANEL * PANEL, rows = tile.count * heads;
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* from = queries.at(tile.places[tile.first + row / heads], kv_head * heads + row % heads);
-        for (int64_t d = 0; d < depth; ++d)
-            scratch.queries[row * depth + d] = widen(from[d]) * score.scale;
-    }
-    std::fill_n(scratch.results.begin(), rows * width, 0.0f);
-    std::fill_n(scratch.most.begin(), rows, LOWEST);
-    std::fill_n(scratch.sum.begin(), rows, 0.0f);
+    const int64_t rows = tile.count * heads;
+    auto each_vector = [&](int64_t columns, auto work) {  // of LANES rows times LANES columns
+        for (int64_t row = 0; row < rows; row += LANES)
+            for (int64_t column = 0; column < columns; column += LANES)
+                work(row, std::min<int64_t>(LANES, rows - row), column,
+                     std::min<int64_t>(LANES, columns - column));
+    };
+    auto at = [&](auto& tensor, int64_t row) {
+        return tensor.at(tile.places[tile.first + row / heads], kv_head * heads + row % heads);
+    };
+    each_vector(depth, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+        vec square[LANES];
+        for (int64_t r = 0; r < LANES; ++r)
+            square[r] = r < height ? widened(at(queries, row + r) + column, width) : vec{};
+        transpose(square);
+        float* to = scratch.queries_of(row) + column * GROUP;
+        for (int d = 0; d < LANES; ++d) store(to + d * GROUP, square[d] * score.scale);
+    });
+    std::fill_n(scratch.results.begin(), up(rows, GROUP) * scratch.width, 0.0f);
+    std::fill_n(scratch.most.begin(), up(rows, LANES) / LANES, all(LOWEST));
+    std::fill_n(scratch.sum.begin(), up(rows, LANES) / LANES, vec{});
 
     const int64_t last = tile.first + tile.count - 1;
     int64_t seen = tile.length, begin = 0;
@@ -230,36 +331,38 @@ void attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
     if (score.causal) seen = last + 1;
     for (; begin < seen; begin += BLOCK) {
         const int64_t end = std::min<int64_t>(begin + BLOCK, seen);
-        std::fill(scratch.keys.begin(), scratch.keys.end(), 0.0f);
         for (int64_t k = begin; k < end; ++k) {
             const T* key = keys.at(tile.places[k], kv_head);
             const T* value = values.at(tile.places[k], kv_head);
-            float* packed = scratch.keys.data() + (k - begin) / PANEL * PANEL * depth + (k - begin) % PANEL;
-            for (int64_t d = 0; d < depth; ++d) packed[d * PANEL] = widen(key[d]);
-            float* wide = scratch.values.data() + (k - begin) * width;
-            for (int64_t d = 0; d < value_depth; ++d) wide[d] = widen(value[d]);
+            float* wide_key = scratch.keys.data() + (k - begin) * depth;
+            float* wide_value = scratch.values.data() + (k - begin) * scratch.width;
+            for (int64_t d = 0; d < depth; ++d) wide_key[d] = widen(key[d]);
+            for (int64_t d = 0; d < value_depth; ++d) wide_value[d] = widen(value[d]);
         }
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            const int64_t count = std::min<int64_t>(ROWS, rows - row);
+        for (int64_t row = 0; row < rows; row += GROUP) {
+            const int64_t count = std::min<int64_t>(GROUP, rows - row);
             int64_t here = end;
             if (score.causal) here = std::min(end, tile.first + (row + count - 1) / heads + 1);
-            if (here <= begin) continue;
-            switch (count) {
-                case 6: attend_rows<6>(scratch, tile, heads, row, begin, here, depth, width, score); break;
-                case 5: attend_rows<5>(scratch, tile, heads, row, begin, here, depth, width, score); break;
-                case 4: attend_rows<4>(scratch, tile, heads, row, begin, here, depth, width, score); break;
-                case 3: attend_rows<3>(scratch, tile, heads, row, begin, here, depth, width, score); break;
-                case 2: attend_rows<2>(scratch, tile, heads, row, begin, here, depth, width, score); break;
-                default: attend_rows<1>(scratch, tile, heads, row, begin, here, depth, width, score);
-            }
+            if (here > begin)
+                attend_some<VECTORS>(up(count, LANES) / LANES, scratch, tile, heads, row, begin,
+                                     here, depth, score);
         }
     }
-    for (int64_t row = 0; row < rows; ++row) {
-        T* to = results.at(tile.places[tile.first + row / heads], kv_head * heads + row % heads);
-        const float share = 1.0f / scratch.sum[row];
-        for (int64_t d = 0; d < value_depth; ++d)
-            narrow(scratch.results[row * width + d] * share, to[d]);
-    }
+    ivec broken{};
+    each_vector(value_depth, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+        const vec share = 1.0f / scratch.sum[row / LANES];
+        vec square[LANES];
+        const float* from = scratch.results_of(row) + column * GROUP;
+        for (int d = 0; d < LANES; ++d) square[d] = load(from + d * GROUP) * share;
+        transpose(square);
+        for (int64_t r = 0; r < height; ++r) {
+            broken |= ~(square[r] - square[r] == 0.0f);
+            narrowed(square[r], at(results, row + r) + column, width);
+        }
+    });
+    for (int lane = 0; lane < LANES; ++lane)
+        if (broken[lane]) return false;
+    return true;
 }
 
 template <class T>
@@ -268,15 +371,23 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
             int64_t heads, int64_t depth, int64_t value_depth, const Score& score, int threads) {
     int64_t rows = 0;
     for (const Tile& tile : tiles) rows = std::max(rows, tile.count * heads);
-    const int64_t width = (value_depth + PANEL - 1) / PANEL * PANEL;
     const int64_t count = int64_t(tiles.size()) * kv_heads;
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(rows, depth, width);
+        Scratch scratch(rows, depth, value_depth);
 #pragma omp for schedule(dynamic)
         for (int64_t i = count - 1; i >= 0; --i)  // a text's last tiles see most: they go first
-            attend_tile(queries, keys, values, results, tiles[i / kv_heads], i % kv_heads, heads,
-                        depth, value_depth, score, scratch);
+        {
+            const Tile& tile = tiles[i / kv_heads];
+            auto run = [&](const Tile& some) {
+                return attend_tile(queries, keys, values, results, some, i % kv_heads, heads, depth,
+                                   value_depth, score, scratch);
+            };
+            if (run(tile) || !score.causal) continue;
+            // zero times infinity spoils rows that do not see it: once more, one query at a time
+            for (int64_t position = 0; position < tile.count; ++position)
+                run({tile.places, tile.length, tile.first + position, 1});
+        }
     }
 }
 
@@ -292,7 +403,11 @@ extern "C" void rayreward_attention(
     const int64_t* places, const int64_t* lengths, const int64_t* owned_from, int64_t texts,
     float scale, float cap, int64_t window, int causal, int threads) {
     std::vector<Tile> tiles;
-    const int64_t most = std::max<int64_t>(1, TILE_ROWS / heads);
+    int64_t rows = 0;
+    for (int64_t text = 0; text < texts; ++text) rows += (lengths[text] - owned_from[text]) * heads;
+    const int64_t groups = rows * kv_heads / (threads * TILES_PER_THREAD) / GROUP;
+    const int64_t most =  // queries in a tile
+        std::max<int64_t>(1, std::clamp<int64_t>(groups, 1, MOST_GROUPS) * GROUP / heads);
     for (int64_t text = 0; text < texts; places += lengths[text++])
         for (int64_t first = owned_from[text]; first < lengths[text]; first += most)
             tiles.push_back({places, lengths[text], first, std::min(most, lengths[text] - first)});

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 COMPILED = pytest.param(
     "compiled",
     marks=pytest.mark.skipif(
-        isinstance(find_kernels(), str), reason=f"no compiled kernels here: {find_kernels()}"
+        str(find_kernels()).startswith("no C++ compiler"), reason="no C++ compiler here"
     ),
 )
 PLAIN = Score(None, None, None)

@@ -14,8 +14,9 @@ from rayreward.native import Kernels, NoKernels, find_kernels, load_kernels
 from rayreward.types import Reward, Text
 
 pytestmark = pytest.mark.skipif(
-    isinstance(find_kernels(), str), reason=f"no compiled kernels here: {find_kernels()}"
+    str(find_kernels()).startswith("no C++ compiler"), reason="no C++ compiler here"
 )
+"""Where there is one, it has to be able to compile them."""
 
 
 @pytest.fixture
