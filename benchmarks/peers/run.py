@@ -3,8 +3,8 @@
     python benchmarks/peers/run.py [--passes 5] [--slow 1.5] [--dtype float32 bfloat16]
                                    [--workload pairs …] [--peers loop vllm_cpu …] [--result FILE]
 
-Both precisions where this processor multiplies bfloat16, else float32 and half as many rows:
-without such instructions peers take five times as long in bfloat16, and three times in float32.
+Both precisions where this processor has instructions for bfloat16, else float32 only, in which
+peers take a fifth of the time then; half as many rows where those are slower than float32's.
 
 Each peer (`workers/`) is a process of its own with two threads, called as its users call it, and
 started once for each dtype. Every pass has other rows, which all get, one after the other, in
@@ -50,14 +50,14 @@ from environments import BUILD, has_its_own
 from hh import cpu_name
 from process import STARTS_ANEW, THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from workloads import WORKLOADS, Groups, Rows, multiplies_half
+from workloads import WORKLOADS, Groups, Rows, has_bfloat16
 
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"
 OURS = "ours"
 COMPILES = "vllm_cpu"
 PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != OURS)
-DTYPES = ["float32", "bfloat16"] if multiplies_half() else ["float32"]
+DTYPES = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
 SEED = 42
 
 PASSES_FOR_ALL = 2

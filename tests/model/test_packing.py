@@ -9,7 +9,7 @@ import torch
 from tiny import make_checkpoint
 from torch import nn
 
-from rayreward import ModelConfig, Scorer
+from rayreward import ModelConfig, Scorer, packing
 from rayreward.packing import PackedLinear, can_pack, pack_linear_layers, unpack_linear_layers
 
 pytestmark = pytest.mark.skipif(
@@ -58,6 +58,28 @@ def test_g3_rows_keep_their_bits_in_any_number(shape: tuple[int, int], threads: 
                 assert torch.equal(layer(rows[start:end].clone()), expected[start:end])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "tiles", "has_instructions", "wide"),
+    [
+        ("Intel Xeon", False, True, True),
+        ("Intel Xeon", True, True, False),
+        ("AMD EPYC", False, True, False),
+        ("AMD EPYC", False, False, True),
+    ],
+)
+def test_bfloat16_is_held_wide_where_its_products_would_be_slower(
+    monkeypatch: pytest.MonkeyPatch, name: str, tiles: bool, has_instructions: bool, wide: bool
+) -> None:
+    has = {"cpu_name": name, "amx_bf16": tiles}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(packing, "_has_bfloat16", lambda: has_instructions)
+    layer = PackedLinear(nn.Linear(8, 8, dtype=torch.bfloat16))
+    assert (layer.weight.dtype, layer.dtype) == (
+        torch.float32 if wide else torch.bfloat16,
+        torch.bfloat16,
+    )
 
 
 def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
