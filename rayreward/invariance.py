@@ -2,7 +2,9 @@
 
 Promised by construction for the flat stream on a CPU and for texts run one at a time, but kernels
 differ between processors and versions: so it is tried, on the hardware at hand, whenever a model is
-loaded. On a GPU, whose kernels go by the number of rows, every size of a stream is tried.
+loaded. On a GPU, whose kernels go by the number of rows, every size of a stream is tried; on a CPU
+some are, where weights are in plain order, since kernels for those may do so, too.
+
 Knows batches of token ids; does not know text.
 """
 
@@ -25,6 +27,10 @@ _CROWD = 6
 
 _CROWD_LENGTH = 8
 """Tokens in a text of the crowds that fill a stream: as many texts as there will be in practice."""
+
+
+_SOME_SIZES = tuple(2**power for power in range(3, 11))
+"""Tokens of the streams that are tried on a CPU: 2,040 in all."""
 
 
 def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens: int) -> str:
@@ -60,8 +66,8 @@ def settle_invariance(model: RewardModel, config: ModelConfig, max_batch_tokens:
 def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...]:
     """Compares rewards bitwise: of texts alone, and behind a crowd with their prefixes shared.
 
-    On a GPU behind crowds of all sizes. Padded batches are not tried: some texts keep their bits
-    there by luck, and others do not.
+    On a GPU behind crowds of all sizes, on a CPU of some where weights are in plain order. Padded
+    batches are not tried: some texts keep their bits there by luck, and others do not.
 
     Args:
         model: Whose rewards.
@@ -107,8 +113,12 @@ def _crowds(
 
 def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
     """Tokens of the streams that have to be tried: all that there will be, on a GPU."""
-    on_gpu = model.layout == "flat" and model.device.type == "cuda"
-    return model.sizes.up_to(max_batch_tokens) if on_gpu else ()
+    if model.layout != "flat":
+        return ()
+    if model.device.type == "cuda":
+        return model.sizes.up_to(max_batch_tokens)
+    some = _SOME_SIZES if model.has_plain_weights else ()
+    return sorted({min(model.sizes.filled(size), max_batch_tokens) for size in some})
 
 
 def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:

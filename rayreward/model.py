@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rayreward.activations import keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
 from rayreward.flat import Switch, lay_out, run
@@ -102,6 +103,20 @@ class RewardModel:
         Not in an encoder: there a prefix sees what follows it.
         """
         return self.layout == "flat" and self._causal
+
+    @property
+    def has_plain_weights(self) -> bool:
+        """Whether products take weights in plain order, by kernels that may go by numbers of rows.
+
+        On a CPU those of linear layers are in oneDNN's (`rayreward.packing`), save for what a head
+        has before its last layer.
+        """
+        return any(
+            parameter.dim() > 1
+            for module in self._module.modules()
+            if not isinstance(module, nn.Embedding)
+            for parameter in module.parameters(recurse=False)
+        )
 
     @property
     def worth_sharing(self) -> int:
@@ -188,6 +203,7 @@ class RewardModel:
         attention or take weights past their layers, and come out wrong without a word.
         """
         if self.device.type == "cpu":
+            keep_whole_vectors(self._module)
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
             if self._finds_kernel(batch, expected):

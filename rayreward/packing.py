@@ -1,13 +1,17 @@
 """Linear layers with their weights in the order in which oneDNN reads them.
 
-On a CPU a product with weights in that order is faster than with weights row by row, and gives the
-same bits. The ordered weights take the place of the plain ones, so that memory holds them once, and
+On a CPU a product with weights in that order is faster than with weights row by row, and its bits
+do not depend on how many rows there are, from two on: those of MKL, which multiplies plain weights,
+do on processors with AVX-512. GPT-2's `Conv1D` is such a layer, too, its weights transposed. The
+ordered weights take the place of the plain ones, so that memory holds them once, and
 can be put back into plain order, so that a hash sees what rewards are computed from.
 
 Where a processor multiplies half precision more slowly than float32, the weights are held as
 float32, products are computed in it and rounded once. Without instructions for it, it would take
 several times as long; Intel's AVX-512 instructions for bfloat16 run at half of float32's speed,
 unlike AMD's, and unlike the AMX tiles of newer processors.
+
+Knows these layers; does not know what they are part of.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 _ROWS = 2_048
 """Rows that the order is made for; it works for any number."""
@@ -26,21 +31,26 @@ _MACHINES = ("x86_64", "AMD64")
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` on a CPU.
+    """`nn.Linear`, or a `Conv1D`, on a CPU.
 
     Attributes:
-        weight: In oneDNN's order, perhaps wider than `dtype`.
+        weight: `(out, in)` in oneDNN's order, perhaps wider than `dtype`.
         bias: `(out,)`, or null.
         dtype: Of the layer that this one replaces, and of its results.
+        transposed: Whether that layer's weight is `(in, out)`, as a `Conv1D` has it.
     """
 
     weight: torch.Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
+        self.transposed = isinstance(linear, Conv1D)
         self._wide = self.dtype if is_fast(self.dtype) else torch.float32
-        self.register_buffer("weight", packed(linear.weight.detach().to(self._wide)))
+        weight = linear.weight.detach().to(self._wide)
+        self.register_buffer(
+            "weight", packed(weight.t().contiguous() if self.transposed else weight)
+        )
         self.bias = (
             None
             if linear.bias is None
@@ -53,8 +63,9 @@ class PackedLinear(nn.Module):
         return multiply(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:
-        """Weight `(out, in)` and bias as the layer that this one replaces had them, bit for bit."""
-        held = {"weight": self.weight.to_dense()}
+        """Weight and bias as the layer that this one replaces had them, bit for bit."""
+        weight = self.weight.to_dense()
+        held = {"weight": weight.t().contiguous() if self.transposed else weight}
         if self.bias is not None:
             held["bias"] = self.bias
         return {name: tensor.to(self.dtype) for name, tensor in held.items()}
@@ -120,16 +131,18 @@ def pack_linear_layers(module: nn.Module, wanted: Callable[[str], bool]) -> None
     names = [name for name, _ in module.named_modules(remove_duplicate=False) if wanted(name)]
     for name in names:
         layer = module.get_submodule(name)
-        if type(layer) is nn.Linear and layer.weight is not None and can_pack(layer.weight.dtype):
+        if not isinstance(layer, nn.Linear | Conv1D) or type(layer) not in (nn.Linear, Conv1D):
+            continue
+        if layer.weight is not None and can_pack(layer.weight.dtype):
             done[layer] = PackedLinear(layer)
-            layer.weight = None  # type: ignore[assignment]  # frees it before the next is packed
+            layer.weight = None  # frees it before the next is packed
         if layer in done:
             module.set_submodule(name, done[layer])
 
 
 def unpack_linear_layers(module: nn.Module) -> None:
     """Puts plain layers back in the place of packed ones, bit for bit."""
-    done: dict[PackedLinear, nn.Linear] = {}
+    done: dict[PackedLinear, nn.Linear | Conv1D] = {}
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if isinstance(layer, PackedLinear):
             if layer not in done:
@@ -137,9 +150,14 @@ def unpack_linear_layers(module: nn.Module) -> None:
             module.set_submodule(name, done[layer])
 
 
-def _plain_layer(packed_layer: PackedLinear) -> nn.Linear:
+def _plain_layer(packed_layer: PackedLinear) -> nn.Linear | Conv1D:
     plain = packed_layer.plain()
-    outputs, inputs = plain["weight"].shape
-    layer = nn.Linear(inputs, outputs, bias="bias" in plain, device="meta")
+    rows, columns = plain["weight"].shape
+    with torch.device("meta"):
+        layer = (
+            Conv1D(columns, rows)
+            if packed_layer.transposed
+            else nn.Linear(columns, rows, bias="bias" in plain)
+        )
     layer.load_state_dict(plain, assign=True)
     return layer.requires_grad_(False)

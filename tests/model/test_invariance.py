@@ -131,6 +131,50 @@ def test_g3_holds_with_weights_in_plain_order_too(
         torch.set_num_threads(before)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("threads", [3, 5, 16])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_g3_holds_on_any_number_of_threads(
+    tmp_path: Path, activation: str, compiled: bool, threads: int
+) -> None:
+    """Where torch shares what is elementwise out among them, streams and texts differ in length."""
+    before = torch.get_num_threads()
+    shape = {"intermediate_size": 256, "num_hidden_layers": 3, "hidden_act": activation}
+    make_checkpoint(tmp_path, shape=shape)
+    try:
+        torch.set_num_threads(threads)
+        config = ModelConfig(model=str(tmp_path), seed=42, torch_compile=compiled)
+        held = Scorer.load(config)
+        assert held.fingerprint().compiled is compiled
+        alone = [value for sample in SAMPLES for value in values(held.score([sample]))]
+        for some in (SAMPLES, SAMPLES[:13], SAMPLES[::3]):
+            assert values(held.score(some)) == [alone[SAMPLES.index(each)] for each in some]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_are_tried_on_a_cpu_where_weights_are_in_plain_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with MKL and AVX-512, whose products go by the number of rows for some shapes."""
+    packed = scorer(tmp_path / "packed")._model
+    with monkeypatch.context() as patch:
+        patch.setattr("rayreward.model.pack_linear_layers", lambda *_: None)
+        plain = scorer(tmp_path / "plain")._model
+    assert (plain.has_plain_weights, packed.has_plain_weights) == (True, False)
+    honest = RewardModel.rewards
+
+    def rewards(self: RewardModel, batch: Any) -> Any:
+        found = honest(self, batch)
+        tokens = self.sizes.filled(sum(branch.own for branch in batch))
+        return found.nextafter(torch.tensor(9.0)) if 384 < tokens < 640 else found
+
+    monkeypatch.setattr(RewardModel, "rewards", rewards)
+    assert find_dependence(plain, 8_192) == ("in other company",)
+    assert find_dependence(packed, 8_192) == ()
+
+
 def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

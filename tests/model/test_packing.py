@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import make_checkpoint
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rayreward import ModelConfig, Scorer, packing
 from rayreward.packing import PackedLinear, can_pack, pack_linear_layers, unpack_linear_layers
@@ -43,7 +44,25 @@ def test_packed_layer_gives_back_its_weights_and_close_products(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+def test_conv1d_is_packed_and_given_back() -> None:
+    """GPT-2's layers: as linear ones are, with their weights the other way round."""
+    torch.manual_seed(0)
+    layer = Conv1D(48, 32).requires_grad_(False)
+    module = nn.ModuleList([layer])
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rows = torch.randn(1, 40, 32)
+    expected = layer(rows)
+    pack_linear_layers(module, lambda name: True)
+    assert isinstance(module[0], PackedLinear)
+    torch.testing.assert_close(module[0](rows), expected)
+    held = module[0].plain()
+    assert all(torch.equal(held[name], before[f"0.{name}"]) for name in ("weight", "bias"))
+    unpack_linear_layers(module)
+    assert type(module[0]) is Conv1D
+    assert torch.equal(module[0](rows), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_g3_rows_keep_their_bits_in_any_number(shape: tuple[int, int], threads: int) -> None:
     before = torch.get_num_threads()

@@ -14,6 +14,7 @@ import pytest
 import rayreward
 
 HEAVY = {
+    "activations",
     "actor",
     "attention",
     "budget",

@@ -1,0 +1,58 @@
+"""activations: an element's bits do not depend on how many there are, nor on how many threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from rayreward.activations import WholeVectors, keep_whole_vectors
+
+FUNCTIONS = ["silu", "sigmoid", "gelu", "gelu_pytorch_tanh", "quick_gelu", "gelu_new", "mish"]
+
+
+@pytest.fixture(params=[1, 2, 3, 5, 7, 16, 31, 64], ids="{} threads".format)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_g3_an_element_keeps_its_bits_in_any_number_of_rows(name: str, dtype: torch.dtype) -> None:
+    function = WholeVectors(ACT2FN[name])
+    rows = torch.randn(1_024, 1_536, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.cat([ACT2FN[name](row) for row in rows.split(8)])  # each by one thread
+    for count in (*range(8, 400, 56), 424, 680, 1_024):
+        assert torch.equal(function(rows[:count].clone()), expected[:count])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 5), (3, 1), (0, 64), (1, 1_000, 96)])
+def test_any_shape_and_layout_gives_what_the_function_gives(shape: tuple[int, ...]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        function = WholeVectors(nn.SiLU())
+        x = torch.randn(shape)
+        for each in (x, x.transpose(0, 1), torch.randn(*shape[:-1], 2 * shape[-1]).chunk(2, -1)[1]):
+            found = function(each)
+            assert found.shape == each.shape
+            torch.testing.assert_close(found, nn.functional.silu(each))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_activations_are_replaced_and_a_shared_one_stays_one() -> None:
+    shared = ACT2FN["silu"]
+    module = nn.ModuleDict({"a": shared, "b": nn.ModuleList([shared, nn.Linear(2, 2), nn.GELU()])})
+    keep_whole_vectors(module)
+    assert isinstance(module["a"], WholeVectors)
+    assert module["a"] is module["b"][0]
+    assert type(module["b"][1]) is nn.Linear
+    assert isinstance(module["b"][2], WholeVectors)
