@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from rayreward.threads import wait_briefly
+
+wait_briefly()  # as in an actor
+
 import torch
 from common import RESULTS, as_table, hardware, pairs, smollm2, versions, write
 

@@ -27,8 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import aiohttp
 import ray
 from common import RESULTS, hardware, pairs, smollm2, versions, write

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -28,7 +27,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the scorer, as actors have it
+from rayreward.threads import wait_briefly
+
+wait_briefly()  # the scorer, too
 
 import pyarrow as pa
 import ray

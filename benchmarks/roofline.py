@@ -32,6 +32,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rayreward.threads import wait_briefly
+
+wait_briefly()  # as in an actor
+
 import torch
 from common import (
     RESULTS,

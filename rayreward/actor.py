@@ -33,6 +33,7 @@ from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
 from rayreward.shards import Shard
 from rayreward.tally import tally_columns
+from rayreward.threads import wait_briefly
 from rayreward.types import Attempt, Failure, Outcome, Reward, Sample, Status
 from rayreward.writing import output_schema, write_attempt
 
@@ -112,9 +113,7 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._prepared: tuple[ModelConfig, Scorer] | None = None
         self._looking = threading.Lock()
-        # Threads that spin while they wait take the cores from those that they wait for: a model on
-        # two threads ran ten times slower beside another busy process. Read when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        wait_briefly()
         # torch.compile would start a process for each core of the machine, in every actor; what it
         # compiles here is a dozen kernels
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

