@@ -39,7 +39,7 @@ class WholeVectors(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `function`. Inductor, which makes loops of its own, takes it as it is."""
-        if torch.compiler.is_compiling() or torch.get_num_threads() == 1:
+        if torch.compiler.is_compiling():
             return self._compute(x)
         elements = whole = x.numel()
         while rest := whole % (self._shares(whole) * _VECTORS):

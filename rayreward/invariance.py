@@ -28,7 +28,6 @@ _CROWD = 6
 _CROWD_LENGTH = 8
 """Tokens in a text of the crowds that fill a stream: as many texts as there will be in practice."""
 
-
 _SOME_SIZES = tuple(2**power for power in range(3, 11))
 """Tokens of the streams that are tried on a CPU: 2,040 in all."""
 
@@ -112,7 +111,7 @@ def _crowds(
 
 
 def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
-    """Tokens of the streams that have to be tried: all that there will be, on a GPU."""
+    """Tokens of the streams to try: all that there will be on a GPU, some for plain weights."""
     if model.layout != "flat":
         return ()
     if model.device.type == "cuda":

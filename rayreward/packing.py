@@ -101,14 +101,15 @@ def is_fast(dtype: torch.dtype) -> bool:
     match dtype:
         case torch.bfloat16:
             has = torch.cpu.get_capabilities()
-            halved = "Intel" in has["cpu_name"] and not has["amx_bf16"]
-            return _has_bfloat16() and not halved
+            halved = "Intel" in has.get("cpu_name", "") and not has.get("amx_bf16", False)
+            return has_bfloat16() and not halved
         case torch.float16:
             return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return dtype is torch.float32
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -131,9 +132,12 @@ def pack_linear_layers(module: nn.Module, wanted: Callable[[str], bool]) -> None
     names = [name for name, _ in module.named_modules(remove_duplicate=False) if wanted(name)]
     for name in names:
         layer = module.get_submodule(name)
-        if not isinstance(layer, nn.Linear | Conv1D) or type(layer) not in (nn.Linear, Conv1D):
-            continue
-        if layer.weight is not None and can_pack(layer.weight.dtype):
+        if (
+            isinstance(layer, nn.Linear | Conv1D)
+            and type(layer) in (nn.Linear, Conv1D)  # and not something made of one
+            and layer.weight is not None
+            and can_pack(layer.weight.dtype)
+        ):
             done[layer] = PackedLinear(layer)
             layer.weight = None  # frees it before the next is packed
         if layer in done:

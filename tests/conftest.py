@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no such service to wait for
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as actors do: see rayreward.actor
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ from environments import BUILD, has_its_own
 from hh import cpu_name
 from process import STARTS_ANEW, THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from workloads import WORKLOADS, Groups, Rows, has_bfloat16
+from workloads import WORKLOADS, Groups, Rows
+
+from rayreward.packing import has_bfloat16
 
 ROOT = Path(__file__).parents[2]
 WORKERS = Path(__file__).parent / "workers"

@@ -13,17 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from rayreward.packing import is_fast
+from rayreward.packing import has_bfloat16, is_fast
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "formats" / "pairs_text.parquet"
 HH = ROOT.parent / "shared" / "data" / "hh-harmless-test.jsonl.gz"
 """`harmless-base/test.jsonl.gz` of hh-rlhf (MIT), which is not part of this project."""
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 SOME = "the of and to in is that for it was on are as with be this from or have by not but"

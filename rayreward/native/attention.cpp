@@ -157,30 +157,41 @@ struct Score {
     bool causal;
 };
 
-// Scores (STEP, GROUP) of V vectors of queries (depth, GROUP) for STEP keys (STEP, depth), summed
-// over depth in order.
+// sums += vectors · scalars over `count` in order, where vectors are (count, GROUP) and the scalars of
+// sum i are `apart` from those of sum i + 1, each `next` from the one before.
+template <int V>
+inline void accumulate(vec (&sums)[STEP][V], const float* vectors, const float* scalars,
+                       int64_t apart, int64_t next, int64_t count) {
+    for (int64_t n = 0; n < count; ++n) {
+        vec factor[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) factor[v] = load(vectors + n * GROUP + v * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < STEP; ++i) {
+            vec scalar = all(scalars[i * apart + n * next]);
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sums[i][v] += factor[v] * scalar;
+        }
+    }
+}
+template <int V>
+inline void store(float* to, const vec (&sums)[STEP][V]) {  // (STEP, GROUP)
+#pragma GCC unroll 16
+    for (int i = 0; i < STEP; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) store(to + i * GROUP + v * LANES, sums[i][v]);
+}
+
+// Scores (STEP, GROUP) of V vectors of queries (depth, GROUP) for STEP keys (STEP, depth).
 template <int V>
 inline void multiply_keys(const float* queries, const float* keys, int64_t depth, float* scores) {
     vec sums[STEP][V] = {};
-    for (int64_t d = 0; d < depth; ++d) {
-        vec query[V];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) query[v] = load(queries + d * GROUP + v * LANES);
-#pragma GCC unroll 16
-        for (int k = 0; k < STEP; ++k) {
-            vec key = all(keys[k * depth + d]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[k][v] += query[v] * key;
-        }
-    }
-#pragma GCC unroll 16
-    for (int k = 0; k < STEP; ++k)
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(scores + k * GROUP + v * LANES, sums[k][v]);
+    accumulate<V>(sums, queries, keys, depth, 1, depth);
+    store<V>(scores, sums);
 }
 
-// results = results · shrink + weights · values, over STEP columns and `count` keys in order:
-// results (STEP, GROUP), weights (count, GROUP), values (count, width).
+// results = results · shrink + weights · values, over STEP columns and `count` keys: results (STEP,
+// GROUP), weights (count, GROUP), values (count, width).
 template <int V>
 inline void add_values(const float* weights, const float* values, int64_t width, int64_t count,
                        const vec* shrink, float* results) {
@@ -190,21 +201,8 @@ inline void add_values(const float* weights, const float* values, int64_t width,
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v)
             sums[c][v] = load(results + c * GROUP + v * LANES) * shrink[v];
-    for (int64_t k = 0; k < count; ++k) {
-        vec weight[V];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) weight[v] = load(weights + k * GROUP + v * LANES);
-#pragma GCC unroll 16
-        for (int c = 0; c < STEP; ++c) {
-            vec value = all(values[k * width + c]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[c][v] += weight[v] * value;
-        }
-    }
-#pragma GCC unroll 16
-    for (int c = 0; c < STEP; ++c)
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(results + c * GROUP + v * LANES, sums[c][v]);
+    accumulate<V>(sums, weights, values, 1, width, count);
+    store<V>(results, sums);
 }
 
 constexpr int64_t up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
