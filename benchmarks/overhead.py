@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.utils.logging import disable_progress_bar
 
 from rayreward import ModelConfig, RewardPool, Scorer
+from rayreward.allocator import FreedMemory
 from rayreward.preferences import check_schema
 
 CPUS = 2
@@ -134,6 +135,7 @@ def load_scorer(config: ModelConfig) -> None:
 
     global _scorer
     torch.set_num_threads(CPUS)
+    FreedMemory().keep()  # as in an actor
     _scorer = Scorer.load(config, "cpu")
 
 
