@@ -31,10 +31,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
 from rayreward.narrowing import Narrowing
+from rayreward.operators import define_on_cpu
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
 
 ATTENTION = "rayreward_flat"
+ATTENTION_ON_CPU = "rayreward_flat_on_cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,12 @@ class Switch:
     def __init__(self, module: PreTrainedModel) -> None:
         configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
         self._own = [(config, config._attn_implementation) for config in configs]
+        self._streams = ATTENTION_ON_CPU if module.device.type == "cpu" else ATTENTION
 
     def to_streams(self) -> None:
         """Passes over streams follow."""
         for config, _ in self._own:
-            config._attn_implementation = ATTENTION
+            config._attn_implementation = self._streams
 
     def to_own(self) -> None:
         """Passes over padded batches follow."""
@@ -263,15 +266,61 @@ def _attention(
     `query` is `(1, heads, T, D)`; `key` and `value` may have fewer heads. Returns
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
+    causal = module.is_causal if is_causal is None else is_causal
+    return _attend(query, key, value, scaling, sliding_window, softcap, bool(causal)), None
+
+
+def _attention_on_cpu(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same, which stands in a layer's compiled graph as one operator."""
+    causal = module.is_causal if is_causal is None else is_causal
+    attend = _opaque if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, scaling, sliding_window, softcap, bool(causal)), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    causal: bool,
+) -> torch.Tensor:
     current = _current.get()
     attention = current.stream.attention
-    if attention.causal != (module.is_causal if is_causal is None else is_causal):
+    if attention.causal != causal:
         raise ValueError("the stream was laid out for attention of the other kind")
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    score = Score(scaling, sliding_window, softcap)
-    attended = attention.attend(queries, keys, values, score)[None]
+    attended = attention.attend(queries, keys, values, Score(scaling, window, softcap))[None]
     current.has_attended()
-    return attended, None
+    return attended
+
+
+def _like_attended(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    causal: bool,
+) -> torch.Tensor:
+    _, heads, tokens, _ = query.shape
+    return query.new_empty((1, tokens, heads, value.shape[3]))
+
+
+_opaque = define_on_cpu("attention", _attend, _like_attended)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -279,4 +328,6 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+AttentionInterface.register(ATTENTION_ON_CPU, _attention_on_cpu)
+for name in (ATTENTION, ATTENTION_ON_CPU):
+    AttentionMaskInterface.register(name, _no_mask)

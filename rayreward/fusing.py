@@ -2,8 +2,9 @@
 
 Norms, rotary embeddings, activations and the residual stream are some thirty operators a layer, and
 each reads and writes all of a stream. On a GPU, whose products are fast, that takes a third of the
-time, on a CPU a tenth. Compiled, they are a handful of kernels; products stay the libraries' own,
-and attention (`rayreward.attention`) is called from between the compiled parts.
+time, on a CPU a tenth. Compiled, they are a handful of kernels; products stay the libraries' own.
+Attention (`rayreward.attention`) is called from between the compiled parts on a GPU, and stands in
+a layer's one graph as an operator on a CPU, where each part more costs a tenth of a millisecond.
 
 The last layer stays as it is: within it the stream is narrowed (`rayreward.narrowing`).
 Kernels are chosen without measuring, so that every actor of a kind has the same ones (G2).
@@ -16,7 +17,12 @@ Knows torch's and transformers' modules; does not know what a stream is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch._dynamo
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import PreTrainedModel
 
 _OPTIONS = {"deterministic": True, "cpp.dynamic_threads": True}
@@ -36,6 +42,26 @@ def fuse_layers(module: PreTrainedModel) -> bool:
     for layer in layers:
         layer.compile(dynamic=True, options=_OPTIONS)
     return bool(layers)
+
+
+@contextmanager
+def no_layer_left_out() -> Iterator[None]:
+    """While it is in force, a pass fails where the compiler would leave a layer as it is.
+
+    For it the layers of all models in a process are one function, which it compiles for so many
+    kinds only; it would say so in its log.
+
+    Raises:
+        RuntimeError: There are too many.
+    """
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        try:
+            yield
+        except FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                "this process has compiled layers of as many kinds as torch does; start another, "
+                "or raise torch._dynamo.config.recompile_limit"
+            ) from error
 
 
 def unfuse_layers(module: PreTrainedModel) -> None:

@@ -25,7 +25,7 @@ from rayreward.activations import keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
 from rayreward.flat import Switch, lay_out, run
-from rayreward.fusing import fuse_layers, unfuse_layers
+from rayreward.fusing import fuse_layers, no_layer_left_out, unfuse_layers
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
@@ -220,7 +220,8 @@ class RewardModel:
         if not fuse_layers(self._module):
             return False
         try:
-            self._pooled_flat(batch)
+            with no_layer_left_out():
+                self._pooled_flat(batch)
         except Exception as error:  # whatever the compiler lacks on this machine
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         else:

@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rayreward.operators import define_on_cpu
+
 _ROWS = 2_048
 """Rows that the order is made for; it works for any number."""
 
@@ -72,19 +74,19 @@ class PackedLinear(nn.Module):
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    product: torch.Tensor = linear(rows, weight, bias, "none", [], "")
     return product
 
 
-@torch.library.custom_op("rayreward::linear", mutates_args=())
-def _opaque(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same for torch.compile, which would look for a plain weight in the other one."""
-    return _multiply(rows, weight, bias)
-
-
-@_opaque.register_fake
-def _(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _like_product(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     return rows.new_empty((*rows.shape[:-1], weight.shape[0]))
+
+
+_opaque = define_on_cpu("linear", _multiply, _like_product)
+"""For torch.compile, which would look for a plain weight in the other one."""
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Compiled:
         self._places = np.concatenate(texts)
         self._lengths = np.array([len(text) for text in texts])
         self._owned_from = np.array(owned_from)
+        self._tokens = int((self._lengths - self._owned_from).sum())  # the rest fills up
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
@@ -51,7 +52,8 @@ class Compiled:
             x if x.stride(2) == 1 else x.contiguous() for x in (queries, keys, values)
         )
         depth, kv_heads = queries.shape[2], keys.shape[1]
-        results = queries.new_zeros((*queries.shape[:2], values.shape[2]))
+        results = queries.new_empty((*queries.shape[:2], values.shape[2]))
+        results[self._tokens :] = 0
         tensors = (queries, keys, values, results)
         strides = np.array([x.stride()[:2] for x in tensors])
         with record_function("rayreward::attention"):

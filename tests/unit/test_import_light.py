@@ -30,6 +30,7 @@ HEAVY = {
     "local",
     "model",
     "narrowing",
+    "operators",
     "packing",
     "oom",
     "pool",
