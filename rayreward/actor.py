@@ -34,6 +34,7 @@ from rayreward.recheck import Recheck
 from rayreward.shards import Shard
 from rayreward.tally import tally_columns
 from rayreward.threads import wait_briefly
+from rayreward.turns import OneThread, Turns
 from rayreward.types import Attempt, Failure, Outcome, Reward, Sample, Status
 from rayreward.writing import output_schema, write_attempt
 
@@ -103,13 +104,28 @@ class RewardActor:
     """
 
     def __init__(
-        self, config: ModelConfig, threads: int, on_gpu: bool, recheck_share: float
+        self,
+        config: ModelConfig,
+        threads: int,
+        on_gpu: bool,
+        recheck_share: float,
+        *,
+        one_thread: bool = True,
     ) -> None:
+        """
+        Args:
+            config: What to load.
+            threads: To compute with on a CPU.
+            on_gpu: Whether the model is on one.
+            recheck_share: The most of the time that looks at the weights may take.
+            one_thread: Whether the model runs on a thread of its own, whichever it is called from.
+        """
         self._config = config
         self._threads = threads
         self._on_gpu = on_gpu
         self._recheck = Recheck(recheck_share)
         self._freed = FreedMemory()
+        self._turns = OneThread() if one_thread else Turns()
         self._scorer: Scorer | None = None
         self._prepared: tuple[ModelConfig, Scorer] | None = None
         self._looking = threading.Lock()
@@ -137,7 +153,8 @@ class RewardActor:
             import rayreward.scorer  # noqa: F401
 
         self._freed.keep()
-        self._scorer = self._load(self._config, head)
+        self._scorer = self._turns.take(lambda: self._load(self._config, head))
+        self._scorer.turns = self._turns
         return self._birth()
 
     def prepare(self, config: ModelConfig, head: HeadState | None = None) -> Birth:
@@ -156,7 +173,9 @@ class RewardActor:
 
         self._let_go()
         try:
-            scorer = self._load(config, head)
+            apart = OneThread()
+            scorer = apart.take(lambda: self._load(config, head))
+            scorer.turns = apart
             birth = self._birth_of(scorer.fingerprint())
         except torch.OutOfMemoryError as error:
             raise PoolError(
@@ -175,6 +194,7 @@ class RewardActor:
         """Scores with the model that was prepared from now on, and lets go of the other."""
         assert self._prepared is not None, "prepare() comes first"
         self._config, self._scorer = self._prepared
+        self._scorer.turns = self._turns
         self._let_go()
 
     def drop_prepared(self) -> None:
@@ -194,7 +214,7 @@ class RewardActor:
 
         from rayreward.scorer import Scorer
 
-        torch.set_num_threads(self._threads)  # of the thread that calls, whatever it had
+        torch.set_num_threads(self._threads)  # of this thread, whatever it had
         # Ray shows a pinned actor its own GPU only, so it is 0 whatever LOCAL_RANK was inherited
         scorer = Scorer.load(config, "cuda:0" if self._on_gpu else "cpu")
         if head is not None:
@@ -203,8 +223,7 @@ class RewardActor:
 
     def fingerprint(self) -> Fingerprint:
         """Hashes the weights as they are now, scores the probe, and says where it did so."""
-        with self._loaded.turn, self._recheck.look():
-            return self._loaded.fingerprint()
+        return self._loaded.turns.take(self._find_fingerprint)
 
     def prove(self) -> Proof:
         """The part of the fingerprint that could have changed since."""
@@ -334,9 +353,16 @@ class RewardActor:
         return np.array(rewards.to_pylist(), dtype=np.float32)  # None becomes NaN
 
     def _look(self) -> tuple[Proof, float]:
-        with self._loaded.turn, self._recheck.look():
-            looked_s = time.monotonic()
-            return self._loaded.prove(), looked_s
+        def look() -> tuple[Proof, float]:
+            with self._recheck.look():
+                looked_s = time.monotonic()
+                return self._loaded.prove(), looked_s
+
+        return self._loaded.turns.take(look)
+
+    def _find_fingerprint(self) -> Fingerprint:
+        with self._recheck.look():
+            return self._loaded.fingerprint()
 
     def _birth(self) -> Birth:
         return self._birth_of(self.fingerprint())

@@ -4,6 +4,10 @@ Activations of a batch on a CPU are tens of megabytes each. By default glibc han
 to the system when they are freed, and every new one comes page by page, zeroed: a tenth of the time
 of a 135M model's batches. Kept for the next batch they fall into pieces, since batches differ in
 size, and a process grows by a gigabyte in minutes, so every now and then all of them go back.
+
+That is so in the arena of a process's first thread. Other threads have arenas of their own, made of
+heaps of 64 MB that go back as soon as they are empty, and what is larger comes page by page again.
+So a process whose model runs on another thread has to be started with one arena for all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Source: mallopt(3) and glibc's malloc.h."""
 
 _KEEP_BYTES = 1 << 30
+
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""The environment to start such a process with. glibc reads it once, so it can't be set later.
+Source: mallopt(3); HEAP_MAX_SIZE in glibc's arena.c."""
 
 _HAND_BACK_EVERY_S = 120.0
 """It takes a tenth of a second for a gigabyte, and the next batch as long as it would without all

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayreward import signals
 from rayreward.actor import HeadState, RewardActor, Worked
+from rayreward.allocator import ONE_ARENA
 from rayreward.config import ModelConfig, PoolConfig
 from rayreward.events import Alive, Born, Done, Event, Failed, Lost, NotLoaded, NotPlaced, Task
 from rayreward.placement import Machine, Placement
@@ -116,6 +117,8 @@ class RayFleet:
             "max_task_retries": 0,
             "max_concurrency": pool.tasks_per_actor,
         }
+        if not placement.num_gpus:
+            self._options["runtime_env"] = {"env_vars": ONE_ARENA}
         if pool.label_selector:
             self._options["label_selector"] = dict(pool.label_selector)
         if placement_group is not None:

@@ -5,7 +5,6 @@ An actor holds one `Scorer`; without Ray it can be used by itself. Does not know
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import isfinite
@@ -31,6 +30,7 @@ from rayreward.oom import Halving, Parts, read
 from rayreward.preferences import RowFormat, read_samples
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
+from rayreward.turns import Turns
 from rayreward.types import Branch, Failure, Outcome, Reward, Sample, Status, Tokens
 
 
@@ -41,7 +41,7 @@ class Scorer:
     at a time.
 
     Attributes:
-        turn: Held by the thread whose turn it is to use the model.
+        turns: By which threads use the model.
         batches_done: Grows while it works.
     """
 
@@ -56,7 +56,7 @@ class Scorer:
     ) -> None:
         self._model = model
         self._rewards = Halving(model.rewards)
-        self.turn = threading.RLock()
+        self.turns = Turns()
         self.batches_done = 0
         self._tokenizer = tokenizer
         self._checkpoint = checkpoint
@@ -141,12 +141,17 @@ class Scorer:
         self, texts: Sequence[tuple[int, ...]], time_spent: ModelTime, *, share: bool
     ) -> dict[tuple[int, ...], float | None]:
         """What the model makes of each text; null where it does not fit into memory."""
-        values: dict[tuple[int, ...], float | None] = {}
         batches = self._batches(texts, share=share)
-        with self.turn, time_spent.running():
-            for batch, rewards in zip(batches, self._run(batches), strict=True):
-                values.update(zip((branch.ids for branch in batch), rewards, strict=True))
-        return values
+
+        def run() -> list[list[float | None]]:
+            with time_spent.running():
+                return list(self._run(batches))
+
+        return {
+            branch.ids: value
+            for batch, rewards in zip(batches, self.turns.take(run), strict=True)
+            for branch, value in zip(batch, rewards, strict=True)
+        }
 
     def _run(self, batches: Iterable[list[Branch]]) -> Iterator[list[float | None]]:
         """Scores batches one after the other.
@@ -210,15 +215,17 @@ class Scorer:
 
     def prove(self) -> Proof:
         """Scores the probe and hashes the live weights."""
-        with self.turn:
-            probe = self._probe()  # first: a long text may leave rotary frequencies in a buffer
-            head = self._model.head.tensors
-            return Proof(
-                head=hash_tensors(head.items()),
-                body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
-                derived=hash_weights(self._model.derived()),
-                probe=probe,
-            )
+        return self.turns.take(self._prove)
+
+    def _prove(self) -> Proof:
+        probe = self._probe()  # first: a long text may leave rotary frequencies in a buffer
+        head = self._model.head.tensors
+        return Proof(
+            head=hash_tensors(head.items()),
+            body=hash_weights((n, t) for n, t in self._model.tensors() if n not in head),
+            derived=hash_weights(self._model.derived()),
+            probe=probe,
+        )
 
     def fingerprint(self) -> Fingerprint:
         """What this scorer holds and computes now, from the live weights."""

@@ -139,7 +139,8 @@ def _new_actor(config: ModelConfig) -> RewardActor:
     """A pool's actor, in this process, with the threads and the device that Ray reserved for it."""
     reserved = ray.get_runtime_context().get_assigned_resources()
     threads = max(1, int(reserved.get("CPU", 1)))
-    return RewardActor(config, threads, reserved.get("GPU", 0) > 0, recheck_share=0)
+    on_gpu = reserved.get("GPU", 0) > 0
+    return RewardActor(config, threads, on_gpu, recheck_share=0, one_thread=False)
 
 
 def _read_fingerprint(expect: Fingerprint | Mapping[str, Any] | None) -> Fingerprint | None:

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import os
 import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,33 @@ def test_actors_without_a_gpu_can_touch_none(pool: RewardPool, ray_cluster: Any)
 
     seen = ray_cluster.get([actor.__ray_call__.remote(look) for actor in pool.actors])
     assert seen == [("", 1), ("", 1)]
+
+
+def test_an_actors_model_runs_on_one_thread_and_its_process_has_one_arena(
+    ray_cluster: Any, tiny_model: str
+) -> None:
+    """From whichever threads it is called, and after an update, too."""
+
+    def watch(actor: Any) -> str | None:
+        actor.computed_on = getattr(actor, "computed_on", set())
+        rewards = actor._scorer._rewards
+
+        def watched(batch: Any) -> Any:
+            actor.computed_on.add(threading.get_ident())
+            return rewards(batch)
+
+        actor._scorer._rewards = watched
+        return os.environ.get("MALLOC_ARENA_MAX")
+
+    with RewardPool(tiny_model, seed=42, num_actors=1, num_cpus_per_actor=0.5) as pool:
+        for _ in range(2):
+            assert ray_cluster.get(pool.actors[0].__ray_call__.remote(watch)) == "1"
+            actor = pool.actors[0]
+            ray_cluster.get([actor.score_batch.remote([text]) for text in TEXTS[:20]])
+            pool.verify()
+            pool.update(tiny_model)
+        computed_on = pool.actors[0].__ray_call__.remote(lambda actor: len(actor.computed_on))
+        assert ray_cluster.get(computed_on) == 1
 
 
 def test_dead_actor_is_replaced_and_its_work_done_again(
