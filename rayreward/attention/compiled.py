@@ -36,7 +36,9 @@ class Compiled:
         self._places = np.concatenate(texts)
         self._lengths = np.array([len(text) for text in texts])
         self._owned_from = np.array(owned_from)
-        self._tokens = int((self._lengths - self._owned_from).sum())  # the rest fills up
+        owned = np.concatenate([t[first:] for t, first in zip(texts, owned_from, strict=True)])
+        from_the_first_on = np.array_equal(owned, np.arange(len(owned)))
+        self._computed = len(owned) if from_the_first_on else 0  # what follows is set to 0
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
@@ -53,7 +55,7 @@ class Compiled:
         )
         depth, kv_heads = queries.shape[2], keys.shape[1]
         results = queries.new_empty((*queries.shape[:2], values.shape[2]))
-        results[self._tokens :] = 0
+        results[self._computed :] = 0
         tensors = (queries, keys, values, results)
         strides = np.array([x.stride()[:2] for x in tensors])
         with record_function("rayreward::attention"):
