@@ -248,7 +248,6 @@ def _positions(text: Sequence[int], padding_idx: int | None) -> Sequence[int]:
     return [padding_idx + number * count for number, count in zip(numbers, counted, strict=True)]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # not to be compiled along with a layer
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -266,23 +265,6 @@ def _attention(
     `query` is `(1, heads, T, D)`; `key` and `value` may have fewer heads. Returns
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
-    causal = module.is_causal if is_causal is None else is_causal
-    return _attend(query, key, value, scaling, sliding_window, softcap, bool(causal)), None
-
-
-def _attention_on_cpu(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """The same, which stands in a layer's compiled graph as one operator."""
     causal = module.is_causal if is_causal is None else is_causal
     attend = _opaque if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, scaling, sliding_window, softcap, bool(causal)), None
@@ -327,7 +309,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """The stream's attention makes its own masks."""
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionInterface.register(ATTENTION_ON_CPU, _attention_on_cpu)
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
+AttentionInterface.register(ATTENTION_ON_CPU, _attention)  # may stand in a layer's compiled graph
 for name in (ATTENTION, ATTENTION_ON_CPU):
     AttentionMaskInterface.register(name, _no_mask)
