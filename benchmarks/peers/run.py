@@ -13,6 +13,7 @@ batch size, it gets the one that was fastest on other rows of the workload; larg
 as long as each is faster than the one before by a fiftieth. Who has not its turn is stopped, since
 some peers poll while they wait; when its turn comes it is first asked for a short text, untimed,
 since some systems take memory away from who has long been idle, and the machine is let calm down.
+Who runs on Ray runs on one cluster, which this process starts: one that idles takes 5 % of a core.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
 ratio to RayReward within a pass. Time goes where the race is close: who took more than half as long
@@ -45,10 +46,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 import psutil
+import ray
 import torch
 from environments import BUILD, has_its_own
 from hh import cpu_name
-from process import STARTS_ANEW, THREADS, PeerFailed, Worker
+from process import ON_RAY, SETTINGS, STARTS_ANEW, THREADS, PeerFailed, Worker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from workloads import WORKLOADS, Groups, Rows
 
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/peers.json")
     arguments = parser.parse_args()
+    start_ray()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: sys.exit(128 + got))  # by way of ending the workers
     hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
@@ -112,6 +115,14 @@ def main() -> None:
     }
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     print(as_markdown(result))
+
+
+def start_ray() -> None:
+    """Starts the cluster of all that run on Ray. They find it by RAY_ADDRESS."""
+    os.environ |= SETTINGS
+    cpus = THREADS * len(ON_RAY)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, configure_logging=False)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def save_with_head(source: str, dtype: str) -> str:

@@ -32,7 +32,7 @@ class Scorer:
 
 
 def load(checkpoint: str) -> Callable[..., dict[str, Any]]:
-    ray.init(address="local")
+    ray.init()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
 
     def score(groups: list[list[str]], batch_size: int) -> dict[str, Any]:
