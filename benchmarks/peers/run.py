@@ -1,6 +1,6 @@
 """RayReward against what somebody would use instead, on the same rows and the same checkpoint.
 
-    python benchmarks/peers/run.py [--passes 5] [--slow 1.5] [--dtype float32 bfloat16]
+    python benchmarks/peers/run.py [--passes 7] [--slow 1.5] [--dtype float32 bfloat16]
                                    [--workload pairs …] [--peers loop vllm_cpu …] [--result FILE]
 
 Both precisions where this processor has instructions for bfloat16, else float32 only, in which
@@ -16,9 +16,9 @@ since some systems take memory away from who has long been idle, and the machine
 Who runs on Ray runs on one cluster, which this process starts: one that idles takes 5 % of a core.
 
 What is told is the median over the passes of the seconds from request to reply, and the median
-ratio to RayReward within a pass. Time goes where the race is close: who took more than half as long
-again as RayReward in the first pass (`--slow`) is not asked again, and after two passes only
-RayReward and who is closest to it are. Rewards are compared, so that nobody wins by being wrong. A
+ratio to RayReward within a pass. Time goes where the race is close: after the first pass who took
+more than half as long again as RayReward (`--slow`) is not asked again, and after two nobody is
+but RayReward and who is closest to it. Rewards are compared, so that nobody wins by being wrong. A
 peer that can't be installed, started or run is named with its reason.
 
 Model: SmolLM2-135M-Instruct with a head drawn from seed 42. `workloads.py` has the rows. Prints
@@ -64,8 +64,9 @@ PEERS = sorted(path.stem for path in WORKERS.glob("[a-z]*.py") if path.stem != O
 DTYPES = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
 SEED = 42
 
+PASSES = 7 if has_bfloat16() else 5
 PASSES_FOR_ALL = 2
-"""After them only RayReward and who is closest to it go on."""
+"""After these only RayReward and who is closest to it go on."""
 
 CALM_PERCENT, CALM_S = 10.0, 20.0
 """Of all cores, and for how long that is waited for at most."""
@@ -77,7 +78,7 @@ Json = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=PASSES)
     parser.add_argument(
         "--slow",
         type=float,
@@ -252,16 +253,16 @@ def measure(workers: Sequence[Worker], rows: Rows, slow: float) -> list[Json]:
     for run in runs:
         run.rehearse(rows)
     ours = next((run for run in runs if run.worker.peer == OURS), None)
-    asked = runs
+    asked = list(runs)
     for pass_, groups in enumerate(rows.passes):
         for run in random.Random(pass_).sample(asked, len(asked)):
             run.score(groups, rows.short)
         if not (ours and ours.replies):
             continue
-        if pass_ == 0:
-            asked = [run for run in runs if run.behind(ours) <= slow]
-        if pass_ == PASSES_FOR_ALL - 1:
-            asked = sorted(asked, key=lambda run: (run is not ours, run.behind(ours)))[:2]
+        if pass_ < PASSES_FOR_ALL:
+            slowest = slow if pass_ < PASSES_FOR_ALL - 1 else 0.0
+            asked.sort(key=lambda run: (run is not ours, run.behind(ours)))
+            asked[2:] = [run for run in asked[2:] if run.behind(ours) <= slowest]
     return [run.compared_with(ours) for run in runs]
 
 
