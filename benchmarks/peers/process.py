@@ -24,6 +24,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+"""Of the environment of all peers, which they and the Ray cluster have from who starts them."""
 ON_RAY = ("ours", "ray_data")
 """Never stopped between requests: Ray's processes watch one another, and idle when not asked."""
 
@@ -72,7 +73,6 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | SETTINGS,
                 start_new_session=True,  # Ctrl-C is for the driver, which then ends its workers
             )
 

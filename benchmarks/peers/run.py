@@ -90,11 +90,12 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/peers.json")
     arguments = parser.parse_args()
+    source = subprocess.check_output([sys.executable, ROOT / "examples/smollm2.py"], text=True)
+    os.environ |= SETTINGS
     start_ray()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: sys.exit(128 + got))  # by way of ending the workers
     hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
-    source = subprocess.check_output([sys.executable, ROOT / "examples/smollm2.py"], text=True)
     tokenizer = AutoTokenizer.from_pretrained(source.strip())
     rows = {name: Rows(WORKLOADS[name], arguments.passes, tokenizer) for name in arguments.workload}
     starts, runs = [], []
@@ -120,7 +121,6 @@ def main() -> None:
 
 def start_ray() -> None:
     """Starts the cluster of all that run on Ray. They find it by RAY_ADDRESS."""
-    os.environ |= SETTINGS
     cpus = THREADS * len(ON_RAY)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, configure_logging=False)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
