@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from rayreward import native
 from rayreward.attention import Score, compiled, make_attention, spans
 from rayreward.attention.blocks import Blocks
 from rayreward.attention.compiled import Compiled
 from rayreward.attention.spans import Spans
 from rayreward.flat import lay_out
-from rayreward.native import find_kernels
+from rayreward.native import Kernels, find_kernels
 from rayreward.types import Branch
 
 CPU = torch.device("cpu")
@@ -114,6 +116,47 @@ def test_every_text_is_attended_to_as_if_alone(
         torch.testing.assert_close(found[text].double(), expected, atol=2e-5, rtol=0)
     filling = np.setdiff1d(np.arange(stream.ids.shape[1]), np.concatenate(stream.texts))
     assert (found[filling] == 0).all()
+
+
+@pytest.fixture(scope="module", params=["x86-64-v3", "x86-64"], ids=["AVX2", "SSE2"])
+def narrow_kernels(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Kernels:
+    """The kernels as they are compiled for older processors, which take other sizes of tiles."""
+    folder = tmp_path_factory.mktemp(request.param)
+    compiler = folder / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {native._compiler()} "$@" -march={request.param}\n')
+    compiler.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", str(compiler))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        return native.load_kernels()
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or isinstance(find_kernels(), str),
+    reason="needs a C++ compiler for x86",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("score", SCORES, ids=["plain", "scaled", "window", "softcap"])
+def test_the_compiled_kernel_is_right_in_narrower_vectors_too(
+    narrow_kernels: Kernels,
+    score: Score,
+    causal: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Close to plain attention, and (G3, bitwise) a text keeps its bits without its neighbours."""
+    monkeypatch.setattr(compiled, "find_kernels", lambda: narrow_kernels)
+    batch = branches((75, 0), (70, 70), (160, 70), (132, 1), (1, 0), (129, 0))
+    stream = lay_out(batch, 0, CPU, kernel="compiled", causal=causal)
+    q, k, v = tensors(stream.ids.shape[1], dtype)
+    found = stream.attention.attend(q, k, v, score)
+    for text in stream.texts:
+        expected = plainly(q[text], k[text], v[text], score, causal=causal)
+        close = 2e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(found[text].double(), expected, atol=close, rtol=0)
+        alone = make_attention("compiled", [np.arange(len(text))], [0], CPU, causal=causal)
+        assert torch.equal(alone.attend(q[text], k[text], v[text], score), found[text])
 
 
 @pytest.mark.usefixtures("_threads")
