@@ -29,14 +29,22 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from rayreward.attention import Attention, Index, Kernel, Score, make_attention, on_device
+from rayreward.attention import (
+    Attention,
+    Compiled,
+    Index,
+    Kernel,
+    Score,
+    make_attention,
+    on_device,
+)
 from rayreward.narrowing import Narrowing
-from rayreward.operators import define_on_cpu
+from rayreward.operators import define
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
 
 ATTENTION = "rayreward_flat"
-ATTENTION_ON_CPU = "rayreward_flat_on_cpu"
+ATTENTION_IN_GRAPHS = "rayreward_flat_in_graphs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,6 @@ class _Pass:
         stream: What it runs over.
         wanted: `(M,)` places of the tokens that go on after the last attention.
         last_attention: Its number, from 1; null where all tokens go on.
-        attended: How often attention was called so far.
         narrowed: Whether only the wanted tokens are left.
         modes: What is in force until the pass ends.
     """
@@ -74,15 +81,13 @@ class _Pass:
     stream: Stream
     wanted: torch.Tensor
     last_attention: int | None
-    attended: int = 0
     narrowed: bool = False
     modes: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def has_attended(self) -> None:
         """Attention was called once more."""
-        self.attended += 1
         tokens = self.stream.ids.shape[1]
-        if self.attended == self.last_attention and len(self.wanted) < tokens:
+        if self.stream.attention.calls == self.last_attention and len(self.wanted) < tokens:
             self.narrowed = True
             self.modes.enter_context(Narrowing(tokens, self.wanted))
 
@@ -163,6 +168,8 @@ def run(
     token = _current.set(current)
     try:
         with current.modes:
+            if isinstance(stream.attention, Compiled):
+                current.modes.enter_context(stream.attention.entered())
             if not stream.attention.causal:
                 current.modes.enter_context(_FirstTokens(stream))
             hidden = caught(
@@ -170,11 +177,11 @@ def run(
             )
     finally:
         _current.reset(token)
-    if not current.attended:
+    if not stream.attention.calls:
         raise ValueError("the model never called the attention interface")
     if hidden.dim() == 3:  # else an encoder has pooled already
         hidden = hidden[0] if current.narrowed else hidden[0, current.wanted]
-    return hidden[: len(places)], current.attended
+    return hidden[: len(places)], stream.attention.calls
 
 
 class Switch:
@@ -186,12 +193,11 @@ class Switch:
     def __init__(self, module: PreTrainedModel) -> None:
         configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
         self._own = [(config, config._attn_implementation) for config in configs]
-        self._streams = ATTENTION_ON_CPU if module.device.type == "cpu" else ATTENTION
 
-    def to_streams(self) -> None:
+    def to_streams(self, kernel: Kernel) -> None:
         """Passes over streams follow."""
         for config, _ in self._own:
-            config._attn_implementation = self._streams
+            config._attn_implementation = ATTENTION if kernel != "compiled" else ATTENTION_IN_GRAPHS
 
     def to_own(self) -> None:
         """Passes over padded batches follow."""
@@ -302,7 +308,7 @@ def _like_attended(
     return query.new_empty((1, tokens, heads, value.shape[3]))
 
 
-_opaque = define_on_cpu("attention", _attend, _like_attended)
+_opaque = define("attention", _attend, _like_attended)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -310,6 +316,6 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
-AttentionInterface.register(ATTENTION_ON_CPU, _attention)  # may stand in a layer's compiled graph
-for name in (ATTENTION, ATTENTION_ON_CPU):
+AttentionInterface.register(ATTENTION_IN_GRAPHS, _attention)
+for name in (ATTENTION, ATTENTION_IN_GRAPHS):
     AttentionMaskInterface.register(name, _no_mask)

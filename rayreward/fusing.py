@@ -17,31 +17,94 @@ Knows torch's and transformers' modules; does not know what a stream is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from operator import is_not
+from typing import Any
 
 import torch._dynamo
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-_OPTIONS = {"deterministic": True, "cpp.dynamic_threads": True}
+from rayreward.operators import compile_operators
+
+_OPTIONS: dict[str, Any] = {"deterministic": True, "cpp.dynamic_threads": True}
 """Of Inductor: no reduction is summed in an order that a measurement chose. On a CPU kernels run on
 as many threads as their caller has, not on as many as there were when they were compiled."""
 
 
-def fuse_layers(module: PreTrainedModel) -> bool:
+def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
     """Compiles all repeated layers but the last, at the first pass that follows.
 
     Numbers of tokens are left open: that pass compiles for all of them.
+
+    Args:
+        module: Whose layers are compiled.
+        together: All of them as one graph (`_Chain`), not each as its own.
 
     Returns:
         Whether there is anything to compile.
     """
     layers = _layers(module)[:-1]
-    for layer in layers:
-        layer.compile(dynamic=True, options=_OPTIONS)
+    if module.device.type == "cpu":
+        compile_operators()
+    if together and layers:
+        _Chain(layers)
+    else:
+        for layer in layers:
+            layer.compile(dynamic=True, options=_OPTIONS)
     return bool(layers)
+
+
+@torch.compiler.nested_compile_region
+def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Runs a layer, in a graph that all layers of its kind share."""
+    return layer.forward(*args, **kwargs)
+
+
+class _Chain:
+    """Layers that a model calls one after the other, each with what the one before it returned.
+
+    Between two of them the interpreter takes half a millisecond, in which only one thread works. So
+    all calls but the last one return what they are given, and the last one runs all layers.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        def run(hidden: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
+            for layer in layers:
+                hidden = _run(layer, hidden, *args, **kwargs)
+            return hidden
+
+        self._run = torch.compile(run, dynamic=False, options=_OPTIONS)
+        self._given: list[Any] = []
+        for number, layer in enumerate(layers, 1):
+            layer._compiled_call_impl = partial(self._call, number == 1, number == len(layers))
+
+    def _call(
+        self, first: bool, last: bool, hidden: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        given = [hidden, *args, *kwargs, *kwargs.values()]
+        if first:
+            self._given = given
+        elif len(given) != len(self._given) or any(map(is_not, given, self._given)):
+            raise ValueError("layers are called with different things")
+        if not last:
+            return hidden
+        self._given = []
+        for tensor in tree_leaves((hidden, args, kwargs)):
+            _leave_open(tensor, hidden.shape[1])
+        return self._run(hidden, args, kwargs)
+
+
+def _leave_open(value: Any, tokens: int) -> None:
+    """Has a graph compiled for all numbers of tokens."""
+    if isinstance(value, torch.Tensor):
+        for dimension in (0, 1):
+            if value.shape[dimension : dimension + 1] == (tokens,):
+                torch._dynamo.mark_dynamic(value, dimension)
 
 
 @contextmanager

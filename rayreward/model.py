@@ -174,7 +174,7 @@ class RewardModel:
             sizes=self.sizes,
         )
         pooled = [pooled_position(branch.ids, self.pad_id) for branch in batch]
-        self._switch.to_streams()
+        self._switch.to_streams(self._kernel)
         hidden, self._attentions = run(
             self._module, stream, self.head.caught, pooled, self._last_attention
         )
@@ -214,24 +214,32 @@ class RewardModel:
             unpack_linear_layers(self._module)
         return "flat" if self._finds_kernel(batch, expected) else "padded"
 
-    @torch.inference_mode()
     def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
-        """Compiles the layers, and stays with that where the stream is right by it, too."""
-        if not fuse_layers(self._module):
-            return False
+        """Compiles the layers, and stays with that where the stream is right by it, too.
+
+        Together, where attention is an operator of their graph, or else each by itself.
+        """
+        for together in (True, False) if self._kernel == "compiled" else (False,):
+            if not fuse_layers(self._module, together=together):
+                return False
+            reason = self._misses_fused(batch, expected)
+            if reason is None:
+                return True
+            _logger.info("layers are not compiled together: %s", reason)
+            unfuse_layers(self._module)
+        _logger.warning("the layers of %s are not compiled: %s", self.architecture, reason)
+        self._runs_flat(batch, expected)  # settles anew whether the stream is narrowed
+        return False
+
+    @torch.inference_mode()
+    def _misses_fused(self, batch: Sequence[Branch], expected: torch.Tensor) -> str | None:
+        """Why the stream is not right by compiled layers; null where it is."""
         try:
             with no_layer_left_out():
                 self._pooled_flat(batch)
         except Exception as error:  # whatever the compiler lacks on this machine
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            if self._runs_flat(batch, expected):
-                return True
-            reason = "they would give other rewards"
-        _logger.warning("the layers of %s are not compiled: %s", self.architecture, reason)
-        unfuse_layers(self._module)
-        self._runs_flat(batch, expected)  # settles anew whether the stream is narrowed
-        return False
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return None if self._runs_flat(batch, expected) else "they would give other rewards"
 
     def _finds_kernel(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
         """Whether the stream is right by some kernel, with the weights as they are now held.

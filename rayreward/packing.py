@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rayreward.operators import define_on_cpu
+from rayreward.operators import define
 
 _ROWS = 2_048
 """Rows that the order is made for; it works for any number."""
@@ -85,7 +85,7 @@ def _like_product(
     return rows.new_empty((*rows.shape[:-1], weight.shape[0]))
 
 
-_opaque = define_on_cpu("linear", _multiply, _like_product)
+_opaque = define("linear", _multiply, _like_product)
 """For torch.compile, which would look for a plain weight in the other one."""
 
 

@@ -19,7 +19,7 @@ from rayreward.attention.blocks import Blocks
 from rayreward.attention.compiled import Compiled
 from rayreward.attention.spans import Spans
 
-__all__ = ["Attention", "Index", "Kernel", "Score", "make_attention", "on_device"]
+__all__ = ["Attention", "Compiled", "Index", "Kernel", "Score", "make_attention", "on_device"]
 
 Kernel = Literal["compiled", "varlen", "blocks"]
 

@@ -30,6 +30,10 @@ class Attention(Protocol):
     causal: bool
     """Whether a token sees those before it only, or all of its text."""
 
+    @property
+    def calls(self) -> int:
+        """How often it was asked so far."""
+
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
     ) -> torch.Tensor:

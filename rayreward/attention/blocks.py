@@ -64,12 +64,14 @@ class Blocks:
         causal: bool,
     ) -> None:
         self.causal = causal
+        self.calls = 0
         self.shapes = _cut_into_blocks(texts, owned_from, device, causal=causal)
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
     ) -> torch.Tensor:
         """As in `Attention`."""
+        self.calls += 1
         result = queries.new_zeros((*queries.shape[:2], values.shape[2]))
         compute = _by_sdpa if score.softcap is None else _by_matmul
         for shape in self.shapes:

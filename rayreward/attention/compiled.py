@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +12,16 @@ from torch.profiler import record_function
 
 from rayreward.attention.base import Index, Score
 from rayreward.native import Kernels, find_kernels
+from rayreward.operators import entered
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of `native/attention.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("places", "lengths", "owned_from")),
+        *((name, ctypes.c_int64) for name in ("texts", "owned", "causal", "calls")),
+    )
 
 
 class Compiled:
@@ -32,13 +44,30 @@ class Compiled:
         if not isinstance(kernels, Kernels) or device.type != "cpu":
             raise ValueError(f"no compiled kernel on {device}: {kernels}")
         self.causal = causal
-        self._compute = kernels.attention
-        self._places = np.concatenate(texts)
-        self._lengths = np.array([len(text) for text in texts])
-        self._owned_from = np.array(owned_from)
+        self._kernel = kernels.attention
         owned = np.concatenate([t[first:] for t, first in zip(texts, owned_from, strict=True)])
         from_the_first_on = np.array_equal(owned, np.arange(len(owned)))
-        self._computed = len(owned) if from_the_first_on else 0  # what follows is set to 0
+        self._held = (
+            np.concatenate(texts),
+            np.array([len(text) for text in texts]),
+            np.array(owned_from),
+        )
+        self._layout = _Layout(
+            *(array.ctypes.data for array in self._held),
+            len(texts),
+            len(owned) if from_the_first_on else 0,
+            causal,
+            0,
+        )
+
+    @property
+    def calls(self) -> int:
+        """As in `Attention`."""
+        return int(self._layout.calls)
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """While it is in force, compiled graphs on this thread attend by it."""
+        return entered(self._kernel, self._layout)
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
@@ -50,31 +79,29 @@ class Compiled:
         """
         if queries.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the compiled kernel has no {queries.dtype}")
+        self._layout.calls += 1
         queries, keys, values = (
             x if x.stride(2) == 1 else x.contiguous() for x in (queries, keys, values)
         )
-        depth, kv_heads = queries.shape[2], keys.shape[1]
-        results = queries.new_empty((*queries.shape[:2], values.shape[2]))
-        results[self._computed :] = 0
+        tokens, heads, depth = queries.shape
+        kv_heads, value_depth = keys.shape[1], values.shape[2]
+        results = queries.new_empty((tokens, heads, value_depth))
         tensors = (queries, keys, values, results)
         strides = np.array([x.stride()[:2] for x in tensors])
         with record_function("rayreward::attention"):
-            self._compute(
+            self._kernel(
                 queries.dtype is torch.bfloat16,
                 *(x.data_ptr() for x in tensors),
                 strides.ctypes.data,
+                tokens,
                 kv_heads,
-                queries.shape[1] // kv_heads,
+                heads // kv_heads,
                 depth,
-                values.shape[2],
-                self._places.ctypes.data,
-                self._lengths.ctypes.data,
-                self._owned_from.ctypes.data,
-                len(self._lengths),
+                value_depth,
+                ctypes.addressof(self._layout),
                 depth**-0.5 if score.scaling is None else score.scaling,
                 score.softcap or 0.0,
                 score.window or 0,
-                self.causal,
                 torch.get_num_threads(),
             )
         return results

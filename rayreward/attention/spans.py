@@ -32,6 +32,7 @@ class Spans:
         causal: bool,
     ) -> None:
         self.causal = causal
+        self.calls = 0
         owned = zip(texts, owned_from, strict=True)
         spans = [(text[first:], text) for text, first in owned if len(text) > first]
         query_lengths, key_lengths = ([len(s[i]) for s in spans] for i in (0, 1))
@@ -59,6 +60,7 @@ class Spans:
         """
         if score.softcap is not None:
             raise ValueError("the variable-length kernel has no soft cap")
+        self.calls += 1
         back = -1 if score.window is None else score.window - 1
         attended: Any = varlen_attn(
             queries[: self._tokens],

@@ -1,4 +1,4 @@
-// Attention over a flat stream, for CPUs. Called from native/__init__.py.
+// Attention over a flat stream, for CPUs. Called from attention/compiled.py and native/operators.cpp.
 //
 // A token's result depends, bit for bit, on its own text up to where it sees, and on nothing else:
 // scores are summed over D in one order; weights and values are summed key after key, in blocks
@@ -10,9 +10,10 @@
 // needs no shuffling. Everything is computed in float32. Online softmax as in FlashAttention (Dao
 // et al., 2022).
 
+#include "attention.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -391,32 +392,35 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
 
 }  // namespace
 
-// Shapes and strides are in elements: queries (T, heads, D), keys (T, kv_heads, D), values
-// (T, kv_heads, E), results (T, heads, E); each row of D or E is dense.
 extern "C" void rayreward_attention(
     int is_bfloat16, const void* queries, const void* keys, const void* values, void* results,
-    const int64_t* strides,                   // (place, head) of queries, keys, values, results
-    int64_t kv_heads, int64_t heads,          // heads to each of the kv_heads
-    int64_t depth, int64_t value_depth,
-    const int64_t* places, const int64_t* lengths, const int64_t* owned_from, int64_t texts,
-    float scale, float cap, int64_t window, int causal, int threads) {
+    const int64_t* strides, int64_t tokens, int64_t kv_heads, int64_t heads, int64_t depth,
+    int64_t value_depth, const Layout* layout, float scale, float cap, int64_t window,
+    int threads) {
     std::vector<Tile> tiles;
     int64_t rows = 0;
-    for (int64_t text = 0; text < texts; ++text) rows += (lengths[text] - owned_from[text]) * heads;
+    for (int64_t text = 0; text < layout->texts; ++text)
+        rows += (layout->lengths[text] - layout->owned_from[text]) * heads;
     const int64_t groups = rows * kv_heads / (threads * TILES_PER_THREAD) / GROUP;
     const int64_t most =  // queries in a tile
         std::max<int64_t>(1, std::clamp<int64_t>(groups, 1, MOST_GROUPS) * GROUP / heads);
-    for (int64_t text = 0; text < texts; places += lengths[text++])
-        for (int64_t first = owned_from[text]; first < lengths[text]; first += most)
-            tiles.push_back({places, lengths[text], first, std::min(most, lengths[text] - first)});
-    const Score score{scale, cap, window, causal != 0};
+    const int64_t* places = layout->places;
+    for (int64_t text = 0; text < layout->texts; places += layout->lengths[text++]) {
+        const int64_t length = layout->lengths[text];
+        for (int64_t first = layout->owned_from[text]; first < length; first += most)
+            tiles.push_back({places, length, first, std::min(most, length - first)});
+    }
+    const Score score{scale, cap, window, layout->causal != 0};
     auto run = [&](auto zero) {
         using T = decltype(zero);
+        const Rows<T> out{static_cast<T*>(results), strides[6], strides[7]};
+        for (int64_t place = layout->owned; place < tokens; ++place)
+            for (int64_t head = 0; head < kv_heads * heads; ++head)
+                std::fill_n(out.at(place, head), value_depth, zero);
         attend<T>({static_cast<const T*>(queries), strides[0], strides[1]},
                   {static_cast<const T*>(keys), strides[2], strides[3]},
-                  {static_cast<const T*>(values), strides[4], strides[5]},
-                  {static_cast<T*>(results), strides[6], strides[7]}, tiles, kv_heads, heads,
-                  depth, value_depth, score, threads);
+                  {static_cast<const T*>(values), strides[4], strides[5]}, out, tiles, kv_heads,
+                  heads, depth, value_depth, score, threads);
     };
     if (is_bfloat16) run(BFloat16{}); else run(0.0f);
 }

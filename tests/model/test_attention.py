@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rayreward import native
 from rayreward.attention import Score, compiled, make_attention, spans
 from rayreward.attention.blocks import Blocks
 from rayreward.attention.compiled import Compiled
 from rayreward.attention.spans import Spans
 from rayreward.flat import lay_out
-from rayreward.native import Kernels, find_kernels
+from rayreward.native import Kernels, find_kernels, load_kernels
+from rayreward.native.compiler import find_compiler
 from rayreward.types import Branch
 
 CPU = torch.device("cpu")
@@ -119,13 +119,13 @@ def test_every_text_is_attended_to_as_if_alone(
 def narrow_kernels(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Kernels:
     """The kernels as they are compiled for older processors, which take other sizes of tiles."""
     folder = tmp_path_factory.mktemp(request.param)
-    compiler = folder / "c++"
-    compiler.write_text(f'#!/bin/sh\nexec {native._compiler()} "$@" -march={request.param}\n')
-    compiler.chmod(0o755)
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nexec {find_compiler()} "$@" -march={request.param}\n')
+    script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", str(compiler))
+        patch.setenv("CXX", str(script))
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        return native.load_kernels()
+        return load_kernels()
 
 
 @pytest.mark.skipif(

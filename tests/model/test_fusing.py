@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def settles_fusing(model: RewardModel) -> bool:
     return model._settle_fusing(batch, model._own(batch))
 
 
+def is_chained(model: RewardModel) -> bool:
+    """Whether layers are compiled together."""
+    return isinstance(model._module.model.layers[0]._compiled_call_impl, partial)
+
+
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
@@ -63,7 +69,7 @@ def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths(tmp_p
     assert graphs() == once
     unfuse_layers(model._module)
     assert all(torch.equal(model.rewards(b), r) for b, r in zip(batches, plain, strict=True))
-    fuse_layers(model._module)
+    fuse_layers(model._module, together=True)
     assert all(torch.equal(model.rewards(b), r) for b, r in zip(batches, compiled, strict=True))
     assert graphs() == once
 
@@ -106,15 +112,17 @@ def test_layers_of_each_kind_have_a_graph_of_their_own(tmp_path: Path) -> None:
 def test_layers_of_more_kinds_than_the_compiler_takes_stay_as_they_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = [load(tmp_path / "first", 3), load(tmp_path / "second", 3)]
-    for layer in models[1]._module.model.layers:
-        layer.mlp.act_fn = torch.nn.ReLU()
-    expected = models[1].rewards(texts(50))
+    models = [load(tmp_path / name, 3) for name in ("first", "second", "third")]
+    for model, function in zip(models[1:], (torch.nn.ReLU(), torch.nn.Tanh()), strict=True):
+        for layer in model._module.model.layers:
+            layer.mlp.act_fn = function
+    expected = models[2].rewards(texts(50))
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=1):
-        assert [settles_fusing(model) for model in models] == [True, False]
+        assert [settles_fusing(model) for model in models] == [True, True, False]
+    assert [is_chained(model) for model in models] == [True, False, False]
     assert "this process has compiled layers of as many kinds as torch does" in caplog.text
-    assert torch.equal(models[1].rewards(texts(50)), expected)
+    assert torch.equal(models[2].rewards(texts(50)), expected)
 
 
 def other(hidden: Any, *_: Any, **__: Any) -> Any:
@@ -143,7 +151,7 @@ def test_layers_that_cannot_be_compiled_stay_as_they_are_and_it_is_told_why(
     batch = texts(50, 60, 130)
     expected = model.rewards(batch)
 
-    def broken(module: Any) -> bool:
+    def broken(module: Any, *, together: bool) -> bool:
         for layer in module.model.layers[:-1]:
             layer._compiled_call_impl = compiled
         return True

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import make_checkpoint
 
-from rayreward import ModelConfig, Scorer, native
-from rayreward.native import Kernels, NoKernels, find_kernels, load_kernels
+from rayreward import ModelConfig, Scorer
+from rayreward.native import Kernels, compiler, find_kernels, load_kernels
+from rayreward.native.compiler import NotCompiled
 from rayreward.types import Reward, Text
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "rayreward" / "native"
 
 
-def compiler(path: Path, script: str) -> str:
+def fake_compiler(path: Path, script: str) -> str:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
@@ -37,7 +38,7 @@ def test_kernels_are_compiled_once_and_kept(cache: Path, monkeypatch: pytest.Mon
     assert library.name == f"attention-{first.identity}.so"
     assert sorted(path.name for path in cache.iterdir()) == [library.name, "lock"]
     made = library.stat().st_mtime_ns
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled twice"))
+    monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled twice"))
     assert load_kernels().identity == first.identity
     assert library.stat().st_mtime_ns == made
 
@@ -46,7 +47,7 @@ def test_another_compiler_or_processor_is_another_file(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = load_kernels().identity
-    other = compiler(tmp_path / "c++", 'exec g++ "$@" -DANOTHER_TARGET')
+    other = fake_compiler(tmp_path / "c++", 'exec g++ "$@" -DANOTHER_TARGET')
     monkeypatch.setenv("CXX", other)
     assert load_kernels().identity != plain
     assert len(list(cache.glob("*.so"))) == 2
@@ -66,8 +67,8 @@ def test_no_kernels_and_why(
     script: str | None, why: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c++"
-    monkeypatch.setenv("CXX", compiler(path, script) if script else str(path))
-    with pytest.raises(NoKernels, match=why):
+    monkeypatch.setenv("CXX", fake_compiler(path, script) if script else str(path))
+    with pytest.raises(NotCompiled, match=why):
         load_kernels()
     assert not [made for made in cache.glob("*") if made.suffix != ".so" and made.name != "lock"]
 

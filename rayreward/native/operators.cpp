@@ -1,0 +1,75 @@
+// What stands in compiled layers as operators, without a detour by the interpreter, which takes a
+// third of a millisecond a layer. Called by graphs of torch.compile; registered when loaded, by
+// operators.py, for what flat.py and packing.py define. Against torch's stable ABI.
+
+#include "attention.h"
+
+#include <cmath>
+#include <optional>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The stream that a pass runs over, on the thread that runs it.
+thread_local decltype(&rayreward_attention) kernel = nullptr;
+thread_local Layout* current = nullptr;
+
+Tensor dense(const Tensor& tensor) {
+    return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+// (1, heads, T, D) and so on to (1, T, heads, E).
+Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<double> scaling,
+                 std::optional<int64_t> window, std::optional<double> softcap, bool causal) {
+    STD_TORCH_CHECK(current, "attention was called outside of a pass over a stream");
+    STD_TORCH_CHECK(causal == (current->causal != 0),
+                    "the stream was laid out for attention of the other kind");
+    const bool is_bfloat16 = queries.scalar_type() == ScalarType::BFloat16;
+    STD_TORCH_CHECK(is_bfloat16 || queries.scalar_type() == ScalarType::Float,
+                    "the compiled kernel computes in float32 and bfloat16 only");
+    queries = dense(queries), keys = dense(keys), values = dense(values);
+    const int64_t heads = queries.size(1), tokens = queries.size(2), depth = queries.size(3);
+    const int64_t kv_heads = keys.size(1), value_depth = values.size(3);
+    Tensor results = torch::stable::new_empty(queries, {1, tokens, heads, value_depth});
+    const int64_t strides[] = {queries.stride(2), queries.stride(1), keys.stride(2),
+                               keys.stride(1),    values.stride(2),  values.stride(1),
+                               results.stride(1), results.stride(2)};
+    kernel(is_bfloat16, queries.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
+           results.mutable_data_ptr(), strides, tokens, kv_heads, heads / kv_heads, depth,
+           value_depth, current, scaling.value_or(std::pow(double(depth), -0.5)),
+           softcap.value_or(0), window.value_or(0), torch::stable::get_num_threads());
+    ++current->calls;
+    return results;
+}
+
+// (…, in) to (…, out), with a weight in oneDNN's order.
+Tensor linear(Tensor rows, Tensor weight, std::optional<Tensor> bias) {
+    AtenTensorHandle held = bias ? bias->get() : nullptr, product;
+    const char* algorithm = "";
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(
+        rows.get(), weight.get(), bias ? &held : nullptr, "none", nullptr, 0, &algorithm, &product));
+    return Tensor(product);
+}
+
+}  // namespace
+
+// From now on streams are attended to by this layout on this thread; null for by none.
+extern "C" void rayreward_enter(decltype(&rayreward_attention) with, Layout* layout) {
+    kernel = with, current = layout;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rayreward, CPU, library) {
+    library.impl("attention", TORCH_BOX(&attention));
+    library.impl("linear", TORCH_BOX(&linear));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rayreward, MkldnnCPU, library) {
+    library.impl("linear", TORCH_BOX(&linear));
+}
