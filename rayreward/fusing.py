@@ -31,9 +31,15 @@ from transformers import PreTrainedModel
 
 from rayreward.operators import compile_operators
 
-_OPTIONS: dict[str, Any] = {"deterministic": True, "cpp.dynamic_threads": True}
+_OPTIONS: dict[str, Any] = {
+    "deterministic": True,
+    "cpp.dynamic_threads": True,
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
 """Of Inductor: no reduction is summed in an order that a measurement chose. On a CPU kernels run on
-as many threads as their caller has, not on as many as there were when they were compiled."""
+as many threads as their caller has, not on as many as there were when they were compiled. How
+tensors lie is not looked at again in each call: a trial has."""
 
 
 def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
@@ -90,7 +96,7 @@ class _Chain:
         if first:
             self._given = given
         elif len(given) != len(self._given) or any(map(is_not, given, self._given)):
-            raise ValueError("layers are called with different things")
+            raise ValueError("layers are given different things")
         if not last:
             return hidden
         self._given = []

@@ -79,6 +79,9 @@ def test_the_last_layer_is_left_as_it_is_and_a_model_of_one_layer_too(tmp_path: 
     assert fuse_layers(model._module)
     layers = model._module.model.layers
     assert [layer._compiled_call_impl is not None for layer in layers] == [True, True, False]
+    unfuse_layers(model._module)
+    assert fuse_layers(model._module, together=True)
+    assert [layer._compiled_call_impl is not None for layer in layers] == [True, True, False]
     assert not fuse_layers(load(tmp_path / "one", 1)._module)
 
 
@@ -102,10 +105,42 @@ def test_layers_of_each_kind_have_a_graph_of_their_own(tmp_path: Path) -> None:
     plain = Scorer.load(ModelConfig(model=str(tmp_path), seed=42), "cpu").fingerprint()
     before = graphs()
     scorer = Scorer.load(ModelConfig(model=str(tmp_path), seed=42, torch_compile=True), "cpu")
-    assert graphs() == before + 2
+    assert graphs() == before + 1
+    assert is_chained(scorer._model)
     held = scorer.fingerprint()
     assert (held.compiled, held.batch_invariant) == (True, "holds")
     assert held.probe == pytest.approx(plain.probe, abs=1e-5)
+
+
+def test_layers_between_which_something_happens_are_not_run_together(tmp_path: Path) -> None:
+    model = load(tmp_path, 4)
+    fuse_layers(model._module, together=True)
+    first, second = model._module.model.layers[:2]
+    hidden, mask = torch.zeros(1, 8, 32), torch.zeros(1)
+    for other in ({"hidden": hidden + 0, "mask": mask}, {"hidden": hidden, "mask": mask + 0}):
+        assert first(hidden, mask=mask) is hidden
+        with pytest.raises(ValueError, match="layers are given different things"):
+            second(**other)
+    assert first(hidden, mask=mask) is hidden
+    with pytest.raises(ValueError, match="layers are given different things"):
+        second(hidden, mask=mask, more=None)
+
+
+@pytest.mark.slow
+def test_layers_that_are_given_different_things_are_compiled_one_by_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gemma 3's of one kind turn their heads by other angles than those of the other kind."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    shape = {"num_hidden_layers": 4, "sliding_window": 16, "layer_types": kinds}
+    make_checkpoint(tmp_path, "gemma3", shape=shape)
+    caplog.set_level("INFO", "rayreward")
+    settings: dict[str, Any] = {"model": str(tmp_path), "seed": 42}
+    plain = Scorer.load(ModelConfig(**settings), "cpu").fingerprint()
+    held = Scorer.load(ModelConfig(**settings, torch_compile=True), "cpu").fingerprint()
+    assert (held.compiled, held.batch_invariant) == (True, "holds")
+    assert held.probe == pytest.approx(plain.probe, abs=1e-5)
+    assert "not compiled together: ValueError: layers are given different things" in caplog.text
 
 
 @pytest.mark.slow
