@@ -272,14 +272,17 @@ def _attention(
     `(1, T, heads, D)`. Whether it is causal is told where transformers' own functions look for it.
     """
     causal = module.is_causal if is_causal is None else is_causal
-    attend = _opaque if torch.compiler.is_compiling() else _attend
-    return attend(query, key, value, scaling, sliding_window, softcap, bool(causal)), None
+    attend = attend_in_graph if torch.compiler.is_compiling() else _attend
+    score = (scaling, sliding_window, softcap, bool(causal))
+    return attend(query, key, value, None, None, *score), None
 
 
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    cosines: torch.Tensor | None,
+    sines: torch.Tensor | None,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
@@ -290,15 +293,22 @@ def _attend(
     if attention.causal != causal:
         raise ValueError("the stream was laid out for attention of the other kind")
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    attended = attention.attend(queries, keys, values, Score(scaling, window, softcap))[None]
+    score = Score(scaling, window, softcap)
+    if cosines is None or sines is None:
+        attended = attention.attend(queries, keys, values, score)
+    else:
+        assert isinstance(attention, Compiled)  # no other stands in graphs
+        attended = attention.attend(queries, keys, values, score, (cosines[0, 0], sines[0, 0]))
     current.has_attended()
-    return attended
+    return attended[None]
 
 
 def _like_attended(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    cosines: torch.Tensor | None,
+    sines: torch.Tensor | None,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
@@ -308,7 +318,9 @@ def _like_attended(
     return query.new_empty((1, tokens, heads, value.shape[3]))
 
 
-_opaque = define("attention", _attend, _like_attended)
+attend_in_graph = define("attention", _attend, _like_attended)
+"""Attention over the current stream as one operator. Takes queries, keys and values as `_attention`
+does; cosines and sines, `(1, 1, T, D)`, where it is to turn queries and keys by them."""
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

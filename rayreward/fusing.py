@@ -30,16 +30,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from rayreward.operators import compile_operators
+from rayreward.rotary import LeaveToAttention
 
-_OPTIONS: dict[str, Any] = {
-    "deterministic": True,
+_OPTIONS: dict[str, Any] = {"deterministic": True}
+"""Of Inductor: no reduction is summed in an order that a measurement chose."""
+
+_ON_CPU = _OPTIONS | {
     "cpp.dynamic_threads": True,
     "size_asserts": False,
     "alignment_asserts": False,
+    "post_grad_custom_pre_pass": LeaveToAttention(),
 }
-"""Of Inductor: no reduction is summed in an order that a measurement chose. On a CPU kernels run on
-as many threads as their caller has, not on as many as there were when they were compiled. How
-tensors lie is not looked at again in each call: a trial has."""
+"""Kernels run on as many threads as their caller has, not on as many as there were when they were
+compiled. How tensors lie is not looked at again in each call: a trial has."""
 
 
 def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
@@ -49,19 +52,20 @@ def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
 
     Args:
         module: Whose layers are compiled.
-        together: All of them as one graph (`_Chain`), not each as its own.
+        together: All of them as one graph (`_Chain`), not each as its own; on a CPU only.
 
     Returns:
         Whether there is anything to compile.
     """
     layers = _layers(module)[:-1]
-    if module.device.type == "cpu":
+    on_cpu = module.device.type == "cpu"
+    if on_cpu:
         compile_operators()
     if together and layers:
         _Chain(layers)
     else:
         for layer in layers:
-            layer.compile(dynamic=True, options=_OPTIONS)
+            layer.compile(dynamic=True, options=_ON_CPU if on_cpu else _OPTIONS)
     return bool(layers)
 
 
@@ -84,7 +88,7 @@ class _Chain:
                 hidden = _run(layer, hidden, *args, **kwargs)
             return hidden
 
-        self._run = torch.compile(run, dynamic=False, options=_OPTIONS)
+        self._run = torch.compile(run, dynamic=False, options=_ON_CPU)
         self._given: list[Any] = []
         for number, layer in enumerate(layers, 1):
             layer._compiled_call_impl = partial(self._call, number == 1, number == len(layers))

@@ -24,6 +24,15 @@ class _Layout(ctypes.Structure):
     )
 
 
+class _Angles(ctypes.Structure):
+    """`Angles` of `native/attention.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines")),
+        *((name, ctypes.c_int64) for name in ("cosines_place", "sines_place")),
+    )
+
+
 class Compiled:
     """Attention by our own kernel for CPUs (`rayreward.native`). Implements `Attention`."""
 
@@ -70,9 +79,22 @@ class Compiled:
         return entered(self._kernel, self._layout)
 
     def attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        score: Score,
+        angles: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """As in `Attention`.
+
+        Args:
+            queries: As there, and so are keys, values and score.
+            keys: …
+            values: …
+            score: …
+            angles: Cosines and sines, `(T, D)` each, of the type of queries and keys, which are
+                turned by them first (rotary embeddings); null for as they are.
 
         Raises:
             ValueError: The tensors are neither float32 nor bfloat16.
@@ -83,6 +105,12 @@ class Compiled:
         queries, keys, values = (
             x if x.stride(2) == 1 else x.contiguous() for x in (queries, keys, values)
         )
+        turned = None
+        if angles is not None:
+            cosines, sines = (x if x.stride(1) == 1 else x.contiguous() for x in angles)
+            turned = _Angles(
+                cosines.data_ptr(), sines.data_ptr(), cosines.stride(0), sines.stride(0)
+            )
         tokens, heads, depth = queries.shape
         kv_heads, value_depth = keys.shape[1], values.shape[2]
         results = queries.new_empty((tokens, heads, value_depth))
@@ -98,6 +126,7 @@ class Compiled:
                 heads // kv_heads,
                 depth,
                 value_depth,
+                None if turned is None else ctypes.addressof(turned),
                 ctypes.addressof(self._layout),
                 depth**-0.5 if score.scaling is None else score.scaling,
                 score.softcap or 0.0,

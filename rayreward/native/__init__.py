@@ -25,7 +25,8 @@ _ARGUMENTS = (
     (ctypes.c_int,)
     + 5 * (ctypes.c_void_p,)
     + 5 * (ctypes.c_int64,)
-    + (ctypes.c_void_p, ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int)
+    + 2 * (ctypes.c_void_p,)
+    + (ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int)
 )
 
 

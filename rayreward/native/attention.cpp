@@ -152,6 +152,31 @@ struct Rows {  // (places, heads, D), D dense
     T* at(int64_t p, int64_t h) const { return data + p * place + h * head; }
 };
 
+// Of each place, to turn queries and keys by; none where null.
+template <class T>
+struct Turn {
+    const T *cosines, *sines;
+    int64_t cosines_place, sines_place;
+};
+
+// One head, its halves turned against each other.
+template <class T>
+inline void widen_turned(const T* head, const Turn<T>& turn, int64_t place, int64_t depth,
+                         float* __restrict to) {
+    if (!turn.cosines) {
+        for (int64_t d = 0; d < depth; ++d) to[d] = widen(head[d]);
+        return;
+    }
+    const T* cosines = turn.cosines + place * turn.cosines_place;
+    const T* sines = turn.sines + place * turn.sines_place;
+    const int64_t half = depth / 2;
+    for (int64_t d = 0; d < half; ++d) {
+        const float first = widen(head[d]), second = widen(head[d + half]);
+        to[d] = first * widen(cosines[d]) - second * widen(sines[d]);
+        to[d + half] = second * widen(cosines[d + half]) + first * widen(sines[d + half]);
+    }
+}
+
 struct Score {
     float scale, cap;  // cap 0 for none
     int64_t window;    // 0 for all
@@ -297,8 +322,8 @@ void attend_some(int64_t vectors, More&&... more) {
 template <class T>
 bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
                  const Rows<const T>& values, const Rows<T>& results, const Tile& tile,
-                 int64_t kv_head, int64_t heads, int64_t depth, int64_t value_depth,
-                 const Score& score, Scratch& scratch) {
+                 const Turn<T>& turn, int64_t kv_head, int64_t heads, int64_t depth,
+                 int64_t value_depth, const Score& score, Scratch& scratch) {
     const int64_t rows = tile.count * heads;
     auto each_vector = [&](int64_t columns, auto work) {  // of LANES rows times LANES columns
         for (int64_t row = 0; row < rows; row += LANES)
@@ -306,13 +331,18 @@ bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
                 work(row, std::min<int64_t>(LANES, rows - row), column,
                      std::min<int64_t>(LANES, columns - column));
     };
+    auto place = [&](int64_t row) { return tile.places[tile.first + row / heads]; };
     auto at = [&](auto& tensor, int64_t row) {
-        return tensor.at(tile.places[tile.first + row / heads], kv_head * heads + row % heads);
+        return tensor.at(place(row), kv_head * heads + row % heads);
     };
     each_vector(depth, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         vec square[LANES];
+        float* wide = scratch.keys.data();  // which come later
+        if (column == 0)
+            for (int64_t r = 0; r < height; ++r)
+                widen_turned(at(queries, row + r), turn, place(row + r), depth, wide + r * depth);
         for (int64_t r = 0; r < LANES; ++r)
-            square[r] = r < height ? widened(at(queries, row + r) + column, width) : vec{};
+            square[r] = r < height ? widened(wide + r * depth + column, width) : vec{};
         transpose(square);
         float* to = scratch.queries_of(row) + column * GROUP;
         for (int d = 0; d < LANES; ++d) store(to + d * GROUP, square[d] * score.scale);
@@ -335,7 +365,7 @@ bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
             const T* value = values.at(tile.places[k], kv_head);
             float* wide_key = scratch.keys.data() + (k - begin) * depth;
             float* wide_value = scratch.values.data() + (k - begin) * scratch.width;
-            for (int64_t d = 0; d < depth; ++d) wide_key[d] = widen(key[d]);
+            widen_turned(key, turn, tile.places[k], depth, wide_key);
             for (int64_t d = 0; d < value_depth; ++d) wide_value[d] = widen(value[d]);
         }
         for (int64_t row = 0; row < rows; row += GROUP) {
@@ -366,8 +396,8 @@ bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
 
 template <class T>
 void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<const T>& values,
-            const Rows<T>& results, const std::vector<Tile>& tiles, int64_t kv_heads,
-            int64_t heads, int64_t depth, int64_t value_depth, const Score& score, int threads) {
+            const Rows<T>& results, const Turn<T>& turn, const std::vector<Tile>& tiles,
+            int64_t kv_heads, int64_t heads, int64_t depth, int64_t value_depth, const Score& score, int threads) {
     int64_t rows = 0;
     for (const Tile& tile : tiles) rows = std::max(rows, tile.count * heads);
     const int64_t count = int64_t(tiles.size()) * kv_heads;
@@ -379,8 +409,8 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
         {
             const Tile& tile = tiles[i / kv_heads];
             auto run = [&](const Tile& some) {
-                return attend_tile(queries, keys, values, results, some, i % kv_heads, heads, depth,
-                                   value_depth, score, scratch);
+                return attend_tile(queries, keys, values, results, some, turn, i % kv_heads, heads,
+                                   depth, value_depth, score, scratch);
             };
             if (run(tile) || !score.causal) continue;
             // zero times infinity spoils rows that do not see it: once more, one query at a time
@@ -395,8 +425,8 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
 extern "C" void rayreward_attention(
     int is_bfloat16, const void* queries, const void* keys, const void* values, void* results,
     const int64_t* strides, int64_t tokens, int64_t kv_heads, int64_t heads, int64_t depth,
-    int64_t value_depth, const Layout* layout, float scale, float cap, int64_t window,
-    int threads) {
+    int64_t value_depth, const Angles* angles, const Layout* layout, float scale, float cap,
+    int64_t window, int threads) {
     std::vector<Tile> tiles;
     int64_t rows = 0;
     for (int64_t text = 0; text < layout->texts; ++text)
@@ -417,10 +447,14 @@ extern "C" void rayreward_attention(
         for (int64_t place = layout->owned; place < tokens; ++place)
             for (int64_t head = 0; head < kv_heads * heads; ++head)
                 std::fill_n(out.at(place, head), value_depth, zero);
+        Turn<T> turn{};
+        if (angles)
+            turn = {static_cast<const T*>(angles->cosines), static_cast<const T*>(angles->sines),
+                    angles->cosines_place, angles->sines_place};
         attend<T>({static_cast<const T*>(queries), strides[0], strides[1]},
                   {static_cast<const T*>(keys), strides[2], strides[3]},
-                  {static_cast<const T*>(values), strides[4], strides[5]}, out, tiles, kv_heads,
-                  heads, depth, value_depth, score, threads);
+                  {static_cast<const T*>(values), strides[4], strides[5]}, out, turn, tiles,
+                  kv_heads, heads, depth, value_depth, score, threads);
     };
     if (is_bfloat16) run(BFloat16{}); else run(0.0f);
 }

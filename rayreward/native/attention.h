@@ -15,6 +15,13 @@ struct Layout {
     int64_t calls;   // of the kernel by this layout, so far
 };
 
+// Rotary embeddings: by what angles the halves of a head are turned against each other before they
+// are multiplied, (T, D) each, of the type of the heads; null where they are not.
+struct Angles {
+    const void *cosines, *sines;
+    int64_t cosines_place, sines_place;  // strides
+};
+
 // Shapes and strides are in elements: queries (T, heads, D), keys (T, kv_heads, D), values
 // (T, kv_heads, E), results (T, heads, E); each row of D or E is dense.
 extern "C" void rayreward_attention(
@@ -22,5 +29,5 @@ extern "C" void rayreward_attention(
     const int64_t* strides,  // (place, head) of queries, keys, values, results
     int64_t tokens,
     int64_t kv_heads, int64_t heads,  // heads to each of the kv_heads
-    int64_t depth, int64_t value_depth,
+    int64_t depth, int64_t value_depth, const Angles* angles,
     const Layout* layout, float scale, float cap, int64_t window, int threads);

@@ -25,8 +25,9 @@ Tensor dense(const Tensor& tensor) {
     return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-// (1, heads, T, D) and so on to (1, T, heads, E).
-Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<double> scaling,
+// (1, heads, T, D) and so on to (1, T, heads, E); angles are (1, 1, T, D).
+Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tensor> cosines,
+                 std::optional<Tensor> sines, std::optional<double> scaling,
                  std::optional<int64_t> window, std::optional<double> softcap, bool causal) {
     STD_TORCH_CHECK(current, "attention was called outside of a pass over a stream");
     STD_TORCH_CHECK(causal == (current->causal != 0),
@@ -41,9 +42,15 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<doubl
     const int64_t strides[] = {queries.stride(2), queries.stride(1), keys.stride(2),
                                keys.stride(1),    values.stride(2),  values.stride(1),
                                results.stride(1), results.stride(2)};
+    Angles angles{};
+    if (cosines && sines) {
+        cosines = dense(*cosines), sines = dense(*sines);
+        angles = {cosines->const_data_ptr(), sines->const_data_ptr(), cosines->stride(2),
+                  sines->stride(2)};
+    }
     kernel(is_bfloat16, queries.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
            results.mutable_data_ptr(), strides, tokens, kv_heads, heads / kv_heads, depth,
-           value_depth, current, scaling.value_or(std::pow(double(depth), -0.5)),
+           value_depth, angles.cosines ? &angles : nullptr, current, scaling.value_or(std::pow(double(depth), -0.5)),
            softcap.value_or(0), window.value_or(0), torch::stable::get_num_threads());
     ++current->calls;
     return results;

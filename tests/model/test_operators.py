@@ -45,7 +45,9 @@ def heads(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 
 
 def attend(attention: Compiled, tensors: list[torch.Tensor], score: Score) -> torch.Tensor:
-    return flat._opaque(*tensors, score.scaling, score.window, score.softcap, attention.causal)
+    return flat.attend_in_graph(
+        *tensors, None, None, score.scaling, score.window, score.softcap, attention.causal
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

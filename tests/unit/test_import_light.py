@@ -31,6 +31,7 @@ HEAVY = {
     "model",
     "narrowing",
     "operators",
+    "rotary",
     "packing",
     "oom",
     "pool",
