@@ -5,8 +5,8 @@
 On a CPU with two threads. Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: pairs
 of hh-harmless-test where they lie beside the checkout, else the example pairs, others in every
 pass. FLOPs of a pass = 2 · parameters · rows of each linear layer of the body, as it was called,
-the filling of the stream included; what attention multiplies is not counted. Freed memory is kept,
-as in an actor.
+the filling of the stream included; what attention multiplies is not counted. Compiled layers, which
+can't be looked into, multiply the same. Freed memory is kept, as in an actor.
 
 The bare products are those of the body's linear layers, each shape as often as it occurs, 2,048
 rows at a time: by `F.linear`, and by oneDNN with weights that were put into its order beforehand.
@@ -67,6 +67,8 @@ KINDS = {
     "elementwise": r"::(add|sub|mul|div|neg|pow|rsqrt|silu|mean|sum|cos|sin|cat|copy|fill|where)",
 }
 """Which operators belong together: the first pattern that fits. Copies change type or order."""
+
+_COMPILED = ", compiled"
 
 Groups = list[list[Text]]
 
@@ -159,8 +161,12 @@ def main() -> None:
 def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
     shapes = linear_shapes(AutoConfig.from_pretrained(model))
     products = Products(shapes, getattr(torch, dtype))
-    scorers = {way: load(model, dtype, share=way == "shared") for way in ("unshared", "shared")}
-    counts = {way: Counting(scorer) for way, scorer in scorers.items()}
+    scorers = {
+        f"{way}{suffix}": load(model, dtype, share_prefixes=way == "shared", torch_compile=compiled)
+        for suffix, compiled in (("", False), (_COMPILED, True))
+        for way in ("unshared", "shared")
+    }
+    counts = {w: Counting(s) for w, s in scorers.items() if not w.endswith(_COMPILED)}
     rates: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     tokens: Counter[str] = Counter()
@@ -170,8 +176,9 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
         for way, scorer in scorers.items():
             for name, rate in products.rates().items():
                 rates.setdefault(name, []).append(rate)
-            counting = counts[way]
-            counting.tokens = counting.flops = 0
+            counting = counts[way.removesuffix(_COMPILED)]
+            if way in counts:
+                counting.tokens = counting.flops = 0
             taken = timed(partial(scorer.score_groups, groups))
             seconds.setdefault(way, []).append(taken)
             rates.setdefault(way, []).append(counting.flops / taken)
@@ -198,8 +205,8 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
     }
 
 
-def load(model: str, dtype: Any, *, share: bool) -> Scorer:
-    config = ModelConfig(model=model, seed=42, dtype=dtype, share_prefixes=share)
+def load(model: str, dtype: Any, **settings: bool) -> Scorer:
+    config = ModelConfig(model=model, seed=42, dtype=dtype, **settings)
     return Scorer.load(config, "cpu")
 
 

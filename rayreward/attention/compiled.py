@@ -89,10 +89,10 @@ class Compiled:
         """As in `Attention`.
 
         Args:
-            queries: As there, and so are keys, values and score.
-            keys: …
-            values: …
-            score: …
+            queries: `(T, heads, D)`.
+            keys: `(T, kv_heads, D)`.
+            values: `(T, kv_heads, E)`.
+            score: What becomes of their products.
             angles: Cosines and sines, `(T, D)` each, of the type of queries and keys, which are
                 turned by them first (rotary embeddings); null for as they are.
 

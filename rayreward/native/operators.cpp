@@ -50,8 +50,8 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
     }
     kernel(is_bfloat16, queries.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
            results.mutable_data_ptr(), strides, tokens, kv_heads, heads / kv_heads, depth,
-           value_depth, angles.cosines ? &angles : nullptr, current, scaling.value_or(std::pow(double(depth), -0.5)),
-           softcap.value_or(0), window.value_or(0), torch::stable::get_num_threads());
+           value_depth, angles.cosines ? &angles : nullptr, current,
+           scaling.value_or(std::pow(double(depth), -0.5)), softcap.value_or(0), window.value_or(0), torch::stable::get_num_threads());
     ++current->calls;
     return results;
 }

@@ -115,6 +115,49 @@ def test_every_text_is_attended_to_as_if_alone(
     assert (found[filling] == 0).all()
 
 
+def turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Rotary embeddings by definition, in float64."""
+    cosines, sines, x = (values.double() for values in (cosines[:, None], sines[:, None], x))
+    first, second = x.chunk(2, -1)
+    return x * cosines + torch.cat([-second, first], -1) * sines
+
+
+def check_turning(dtype: torch.dtype) -> None:
+    """Right, whatever strides angles have, and (G3, bitwise) whoever else is there."""
+    batch = branches((75, 0), (70, 70), (160, 70), (132, 1), (1, 0), (129, 0))
+    stream = lay_out(batch, 0, CPU, kernel="compiled")
+    q, k, v = tensors(stream.ids.shape[1], dtype)
+    radians = torch.arange(len(q))[:, None] * torch.linspace(0.01, 1, 64)
+    angles = radians.cos().to(dtype), radians.sin().to(dtype)
+    attention_ = stream.attention
+    assert isinstance(attention_, Compiled)
+    found = attention_.attend(q, k, v, PLAIN, angles)
+    apart = [torch.stack([x, x], -1)[..., 0] for x in angles]
+    assert torch.equal(attention_.attend(q, k, v, PLAIN, (apart[0], apart[1])), found)
+    for text in stream.texts:
+        cosines, sines = (x[text] for x in angles)
+        expected = plainly(
+            turned(q[text], cosines, sines),
+            turned(k[text], cosines, sines),
+            v[text],
+            PLAIN,
+            causal=True,
+        )
+        close = 2e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(found[text].double(), expected, atol=close, rtol=0)
+        alone = Compiled([np.arange(len(text))], [0], CPU, causal=True)
+        assert torch.equal(
+            alone.attend(q[text], k[text], v[text], PLAIN, (cosines, sines)), found[text]
+        )
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernel_turns_queries_and_keys(dtype: torch.dtype) -> None:
+    check_turning(dtype)
+
+
 @pytest.fixture(scope="module", params=["haswell", "x86-64"], ids=["AVX2", "SSE2"])
 def narrow_kernels(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Kernels:
     """The kernels as they are compiled for older processors, which take other sizes of tiles."""
@@ -155,6 +198,19 @@ def test_the_compiled_kernel_is_right_in_narrower_vectors_too(
         torch.testing.assert_close(found[text].double(), expected, atol=close, rtol=0)
         alone = make_attention("compiled", [np.arange(len(text))], [0], CPU, causal=causal)
         assert torch.equal(alone.attend(q[text], k[text], v[text], score), found[text])
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="no processor that has AVX2",
+)
+@NEEDS_COMPILER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernel_turns_them_in_narrower_vectors_too(
+    narrow_kernels: Kernels, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "find_kernels", lambda: narrow_kernels)
+    check_turning(dtype)
 
 
 @pytest.mark.usefixtures("_threads")

@@ -71,6 +71,23 @@ def test_attention_has_the_bits_of_the_kernel_and_is_counted(
     assert (found[0, 16:] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_turns_queries_and_keys_as_the_kernel_does(dtype: torch.dtype) -> None:
+    attention = stream()
+    tensors = heads(dtype)
+    angles = [torch.rand(1, 1, 24, 16).to(dtype) for _ in range(2)]
+    apart = [torch.stack([x, x], dim=-1)[..., 0] for x in angles]
+    with attention.entered():
+        found = flat.attend_in_graph(*tensors, *angles, None, None, None, True)
+        assert torch.equal(flat.attend_in_graph(*tensors, *apart, None, None, None, True), found)
+    expected = attention.attend(
+        *(x[0].transpose(0, 1) for x in tensors),
+        Score(None, None, None),
+        (angles[0][0, 0], angles[1][0, 0]),
+    )
+    assert torch.equal(found[0], expected)
+
+
 def test_attention_refuses_what_it_can_not_do() -> None:
     plain = Score(None, None, None)
     attention = stream()
