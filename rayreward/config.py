@@ -56,8 +56,8 @@ class ModelConfig:
 
     torch_compile: bool | Literal["auto"] = "auto"
     """Fuse what a decoder does between its products: faster, and 5 to 15 seconds more to start.
-    "auto": on a GPU in half precision. On a CPU it gains a few per cent, and a small
-    model takes 20 seconds more to start."""
+    "auto": on a GPU in half precision. On a CPU it gains some 10 %, which pays for such a start
+    after a minute or two of nothing but scoring."""
 
     share_prefixes: bool = True
     """Run what texts of a shard or a request begin with in common once, such as a system prompt or
