@@ -55,7 +55,7 @@ class ModelConfig:
     False: not tried."""
 
     torch_compile: bool | Literal["auto"] = "auto"
-    """Fuse what a decoder does between its products: faster, and 5 to 15 seconds more to start.
+    """Fuse what a decoder does between its products: faster, and 5 to 20 seconds more to start.
     "auto": on a GPU in half precision. On a CPU it gains some 10 %, which pays for such a start
     after a minute or two of nothing but scoring."""
 

@@ -61,8 +61,9 @@ def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
     on_cpu = module.device.type == "cpu"
     if on_cpu:
         compile_operators()
-    if together and layers:
-        _Chain(layers)
+    if together:
+        for layer, call in zip(layers, _Chain(layers).calls, strict=True):
+            layer._compiled_call_impl = call
     else:
         for layer in layers:
             layer.compile(dynamic=True, options=_ON_CPU if on_cpu else _OPTIONS)
@@ -90,8 +91,9 @@ class _Chain:
 
         self._run = torch.compile(run, dynamic=False, options=_ON_CPU)
         self._given: list[Any] = []
-        for number, layer in enumerate(layers, 1):
-            layer._compiled_call_impl = partial(self._call, number == 1, number == len(layers))
+        ends = len(layers) - 1
+        self.calls = [partial(self._call, at == 0, at == ends) for at in range(len(layers))]
+        """What stands in for the call of each layer."""
 
     def _call(
         self, first: bool, last: bool, hidden: torch.Tensor, *args: Any, **kwargs: Any

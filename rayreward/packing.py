@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """`(…, in)` to `(…, out)`."""
-        multiply = _opaque if torch.compiler.is_compiling() else _multiply
+        multiply = multiply_in_graph if torch.compiler.is_compiling() else _multiply
         return multiply(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def _like_product(
     return rows.new_empty((*rows.shape[:-1], weight.shape[0]))
 
 
-_opaque = define("linear", _multiply, _like_product)
+multiply_in_graph = define("linear", _multiply, _like_product)
 """For torch.compile, which would look for a plain weight in the other one."""
 
 

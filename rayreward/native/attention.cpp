@@ -1,4 +1,4 @@
-// Attention over a flat stream, for CPUs. Called from attention/compiled.py and native/operators.cpp.
+// Attention over a flat stream, for CPUs. Called from attention/compiled.py and operators.cpp.
 //
 // A token's result depends, bit for bit, on its own text up to where it sees, and on nothing else:
 // scores are summed over D in one order; weights and values are summed key after key, in blocks
@@ -397,7 +397,8 @@ bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
 template <class T>
 void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<const T>& values,
             const Rows<T>& results, const Turn<T>& turn, const std::vector<Tile>& tiles,
-            int64_t kv_heads, int64_t heads, int64_t depth, int64_t value_depth, const Score& score, int threads) {
+            int64_t kv_heads, int64_t heads, int64_t depth, int64_t value_depth,
+            const Score& score, int threads) {
     int64_t rows = 0;
     for (const Tile& tile : tiles) rows = std::max(rows, tile.count * heads);
     const int64_t count = int64_t(tiles.size()) * kv_heads;

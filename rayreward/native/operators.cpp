@@ -51,7 +51,8 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
     kernel(is_bfloat16, queries.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
            results.mutable_data_ptr(), strides, tokens, kv_heads, heads / kv_heads, depth,
            value_depth, angles.cosines ? &angles : nullptr, current,
-           scaling.value_or(std::pow(double(depth), -0.5)), softcap.value_or(0), window.value_or(0), torch::stable::get_num_threads());
+           scaling.value_or(std::pow(double(depth), -0.5)), softcap.value_or(0),
+           window.value_or(0), torch::stable::get_num_threads());
     ++current->calls;
     return results;
 }
@@ -60,8 +61,9 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
 Tensor linear(Tensor rows, Tensor weight, std::optional<Tensor> bias) {
     AtenTensorHandle held = bias ? bias->get() : nullptr, product;
     const char* algorithm = "";
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(
-        rows.get(), weight.get(), bias ? &held : nullptr, "none", nullptr, 0, &algorithm, &product));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu__linear_pointwise(rows.get(), weight.get(), bias ? &held : nullptr, "none",
+                                         nullptr, 0, &algorithm, &product));
     return Tensor(product);
 }
 

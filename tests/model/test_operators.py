@@ -111,7 +111,7 @@ def test_products_have_the_bits_of_onednn(rows: tuple[int, ...], biased: bool) -
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((*rows, 32), (48, 32), (48,)))
     ordered = packed(weight)
     held = bias if biased else None
-    found = packing._opaque(x, ordered, held)
+    found = packing.multiply_in_graph(x, ordered, held)
     multiply = torch.ops.mkldnn._linear_pointwise
     assert torch.equal(found, multiply(x, ordered, held, "none", [], ""))
     torch.testing.assert_close(found, torch.nn.functional.linear(x, weight, held))
