@@ -21,7 +21,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from rayreward.attention import (
 )
 from rayreward.narrowing import Narrowing
 from rayreward.operators import define
+from rayreward.positions import token_positions
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
 
@@ -129,7 +129,7 @@ def lay_out(
         texts.append(before)
         owned_from.append(shared)
         ids.extend(branch.ids[shared:])
-        positions.extend(_positions(branch.ids, padding_idx)[shared:])
+        positions.extend(token_positions(branch.ids, padding_idx)[shared:])
     filling = sizes.filled(len(ids)) - len(ids)
     return Stream(
         ids=on_device(device, np.array([ids + [fill_id] * filling])),
@@ -239,19 +239,6 @@ class _FirstTokens(TorchFunctionMode):
                 ):
                     return hidden[(0, self._firsts, *rest)]
         return func(*args, **(kwargs or {}))
-
-
-def _positions(text: Sequence[int], padding_idx: int | None) -> Sequence[int]:
-    """The positions of a text's tokens, from 0.
-
-    RoBERTa and its kin have a position for padding, wherever it stands, and count the other tokens
-    from the next one. Source: transformers' RobertaEmbeddings.create_position_ids_from_input_ids.
-    """
-    if padding_idx is None:
-        return range(len(text))
-    counted = [token != padding_idx for token in text]
-    numbers = accumulate(counted)
-    return [padding_idx + number * count for number, count in zip(numbers, counted, strict=True)]
 
 
 def _attention(

@@ -21,7 +21,8 @@ from rayreward.checkpoint import Checkpoint
 from rayreward.config import ModelConfig
 from rayreward.errors import ConfigError, ModelError
 from rayreward.head import is_head, seeded_draws
-from rayreward.model import HeadOrigin, Loaded, RewardModel, position_padding
+from rayreward.model import HeadOrigin, Loaded, RewardModel
+from rayreward.positions import position_padding
 
 _LOADING = threading.Lock()
 """transformers patches functions of `torch.nn.init` while it loads: one load at a time."""

@@ -29,6 +29,7 @@ from rayreward.fusing import fuse_layers, no_layer_left_out, unfuse_layers
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
+from rayreward.positions import pooled_position, position_padding
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
 from rayreward.types import Branch
 
@@ -335,21 +336,3 @@ def trial_batch(model: RewardModel) -> list[Branch]:
             *(draw(longest) for _ in range(model.sizes.multiple // longest)),
         ]
     )
-
-
-def position_padding(module: nn.Module) -> int | None:
-    """The padding index of the position embeddings: null in all but RoBERTa and its kin."""
-    for name, child in module.named_modules():
-        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
-            return child.padding_idx
-    return None
-
-
-def pooled_position(ids: Sequence[int], pad_id: int) -> int:
-    """The position whose hidden state becomes the reward: the rightmost token that is no padding.
-
-    It goes by the id, not by the mask, so a trailing EOS is looked past where it doubles as
-    padding. Source: transformers' GenericForSequenceClassification.forward, whose argmax also
-    gives 0 for a text of nothing but padding.
-    """
-    return next((at for at in range(len(ids) - 1, -1, -1) if ids[at] != pad_id), 0)

@@ -31,6 +31,7 @@ HEAVY = {
     "model",
     "narrowing",
     "operators",
+    "positions",
     "rotary",
     "packing",
     "oom",
