@@ -7,9 +7,10 @@ In one process, without Ray and without a hub: it needs this repository, torch, 
 pyarrow, and a GPU with 60 GB. What no longer fits into the budget, or fails, is left out and named
 in the result, which is written again after each workload.
 
-**Models**: Llama's 1B and 8B shapes in bfloat16 with random weights, made on the device, since
-writing and reading 16 GB would take longer than measuring. The vocabulary is cut to 32,000 to save
-memory: embeddings are looked up, not multiplied, and a reward model has no output layer.
+**Models**: Llama's 1B and 8B shapes, and one of 0.6B (Qwen3's, with heads of 64), in bfloat16 with
+random weights, made on the device, since writing and reading 16 GB would take longer than
+measuring. The vocabulary is cut to 32,000 to save memory: embeddings are looked up, not multiplied,
+and a reward model has no output layer.
 
 **Workloads**, in token ids drawn from a fixed seed:
 
@@ -52,7 +53,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import open_checkpoint
 from rayreward.config import ModelConfig
-from rayreward.fusing import fuse_layers, unfuse_layers
+from rayreward.fusing import fuse_layers, gains_together, unfuse_layers
 from rayreward.invariance import find_dependence
 from rayreward.loading import load_model
 from rayreward.model import Layout, Loaded, RewardModel
@@ -133,7 +134,11 @@ def shape(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int
 
 FULL = Scale(
     device=torch.device("cuda:0"),
-    shapes={"1B": shape(2_048, 16, 32, 8, 8_192), "8B": shape(4_096, 32, 32, 8, 14_336)},
+    shapes={
+        "0.6B": shape(1_024, 28, 16, 8, 3_072),
+        "1B": shape(2_048, 16, 32, 8, 8_192),
+        "8B": shape(4_096, 32, 32, 8, 14_336),
+    },
     pairs=128,
     prompts=16,
     singles=32,
@@ -253,29 +258,38 @@ class Form:
     layout: Layout
     kernel: Kernel | None = None
     """What computes attention in a flat stream."""
-    compiled: bool = False
+    compiled: Literal["together", "one by one"] | None = None
+    """How layers are, if they are."""
 
     def __str__(self) -> str:
         parts = [self.layout, *([f"by {self.kernel}"] if self.kernel else [])]
-        return " ".join([*parts, *(["compiled"] if self.compiled else [])])
+        return " ".join([*parts, *([f"compiled {self.compiled}"] if self.compiled else [])])
 
     def take(self, model: RewardModel) -> None:
         """Makes the model run so, whether it would by itself or not."""
         model.layout = self.layout
         if self.kernel is not None:
             model._kernel, model._causal = self.kernel, True
-        (fuse_layers if self.compiled else unfuse_layers)(model._module)
+        unfuse_layers(model._module)
+        if self.compiled:
+            fuse_layers(model._module, together=self.compiled == "together")
 
 
-FORMS = {
-    "cuda": (
-        Form("flat", "varlen", compiled=True),
-        Form("flat", "varlen"),
-        Form("flat", "blocks"),
-        Form("padded"),
-    ),
-    "cpu": (Form("flat", "blocks"), Form("padded")),
-}
+def forms_of(model: RewardModel) -> list[Form]:
+    """All forms that are measured, the padded one last."""
+    others = [Form("flat", "blocks"), Form("padded")]
+    if model.device.type == "cpu":
+        return others
+    compiled = [Form("flat", "varlen", "one by one"), Form("flat", "varlen")]
+    if gains_together(model._module):
+        compiled.insert(0, Form("flat", "varlen", "together"))
+    return compiled + others
+
+
+def taken_by(model: RewardModel) -> Form:
+    """What the model takes by itself."""
+    how = ("together" if gains_together(model._module) else "one by one") if model.fused else None
+    return Form(model.layout, model._kernel if model.layout == "flat" else None, how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +358,7 @@ def make_ways(
     """Every way to score a workload; of the flat forms, the one that is taken in all its sizes."""
     lengths = [len(text) for text in texts]
     budget, size = scale.middle
-    *streams, padded = FORMS[model.device.type]
+    *streams, padded = forms_of(model)
     first, *others = sorted(streams, key=lambda form: form != taken)
 
     def ours(form: Form, how: str, batches: list[Batch], budget: int) -> Way:
@@ -453,9 +467,9 @@ def try_forms(
     model: RewardModel, name: str, scale: Scale, clock: Clock
 ) -> tuple[Form, dict[str, str]]:
     """The form that is taken, and for each form whether it keeps a reward's bits (G3)."""
-    taken = Form(model.layout, model._kernel if model.layout == "flat" else None, model.fused)
+    taken = taken_by(model)
     verdicts: dict[str, str] = {}
-    for form in dict.fromkeys((taken, *FORMS[model.device.type])):
+    for form in dict.fromkeys((taken, *forms_of(model))):
         with clock.bearing_failure(f"{name}: G3 {form}"):
             form.take(model)
             verdicts[str(form)] = verdict_on(model, scale.middle[0])

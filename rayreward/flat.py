@@ -9,7 +9,8 @@ begins and ends (`rayreward.attention`). It is a function registered with transf
 interface, so that any model which calls that interface can run this way.
 
 Where a token sees what follows it, as in an encoder, no prefix is shared. The stream is filled up
-to a number of tokens for which products are summed as for any other (`rayreward.sizes`), and so are
+to a number of tokens for which products are summed as for any other (`rayreward.sizes`), by texts
+that nobody reads, none longer than what the longest one adds, since kernels may go by that. So are
 the tokens that go on after the last attention (`rayreward.narrowing`).
 
 Knows torch and the attention interface; does not know text, heads or how a batch was chosen.
@@ -130,12 +131,15 @@ def lay_out(
         owned_from.append(shared)
         ids.extend(branch.ids[shared:])
         positions.extend(token_positions(branch.ids, padding_idx)[shared:])
-    filling = sizes.filled(len(ids)) - len(ids)
+    tokens, filled = len(ids), sizes.filled(len(ids))
+    longest = max(len(text) - first for text, first in zip(texts, owned_from, strict=True))
+    fillers = [np.arange(at, min(at + longest, filled)) for at in range(tokens, filled, longest)]
+    seen, seen_from = [*texts, *fillers], owned_from + [0] * len(fillers)
     return Stream(
-        ids=on_device(device, np.array([ids + [fill_id] * filling])),
-        positions=on_device(device, np.array([positions + [0] * filling])),
+        ids=on_device(device, np.array([ids + [fill_id] * (filled - tokens)])),
+        positions=on_device(device, np.array([positions + [0] * (filled - tokens)])),
         texts=tuple(texts),
-        attention=make_attention(kernel, texts, owned_from, device, causal=causal),
+        attention=make_attention(kernel, seen, seen_from, device, causal=causal),
         sizes=sizes,
     )
 
@@ -194,10 +198,10 @@ class Switch:
         configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
         self._own = [(config, config._attn_implementation) for config in configs]
 
-    def to_streams(self, kernel: Kernel) -> None:
-        """Passes over streams follow."""
+    def to_streams(self, *, in_graphs: bool) -> None:
+        """Passes over streams follow, in graphs with attention as an operator or as a break."""
         for config, _ in self._own:
-            config._attn_implementation = ATTENTION if kernel != "compiled" else ATTENTION_IN_GRAPHS
+            config._attn_implementation = ATTENTION_IN_GRAPHS if in_graphs else ATTENTION
 
     def to_own(self) -> None:
         """Passes over padded batches follow."""

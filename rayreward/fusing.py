@@ -3,8 +3,8 @@
 Norms, rotary embeddings, activations and the residual stream are some thirty operators a layer, and
 each reads and writes all of a stream. On a GPU, whose products are fast, that takes a third of the
 time, on a CPU a tenth. Compiled, they are a handful of kernels; products stay the libraries' own.
-Attention (`rayreward.attention`) is called from between the compiled parts on a GPU, and stands in
-a layer's one graph as an operator on a CPU, where each part more costs a tenth of a millisecond.
+Attention (`rayreward.attention`) stands among them as an operator, so that layers can be one graph:
+between two of them the interpreter takes longer than a GPU does for a small one.
 
 The last layer stays as it is: within it the stream is narrowed (`rayreward.narrowing`).
 Kernels are chosen without measuring, so that every actor of a kind has the same ones (G2).
@@ -45,6 +45,20 @@ _ON_CPU = _OPTIONS | {
 compiled. How tensors lie is not looked at again in each call: a trial has."""
 
 
+_SMALL = 2**25
+"""Weights of a layer for which a GPU takes no longer than the interpreter: an H100 computes 16,384
+tokens in 1 ms with half as many, in 4 ms with twice as many, where nothing is gained. To compile
+layers together takes 15 s more."""
+
+
+def gains_together(module: PreTrainedModel) -> bool:
+    """Whether layers are faster as one graph: on a CPU all are, on a GPU small ones."""
+    weights = max(
+        (sum(p.numel() for p in layer.parameters()) for layer in _layers(module)), default=0
+    )
+    return module.device.type == "cpu" or weights < _SMALL
+
+
 def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
     """Compiles all repeated layers but the last, at the first pass that follows.
 
@@ -52,21 +66,23 @@ def fuse_layers(module: PreTrainedModel, *, together: bool = False) -> bool:
 
     Args:
         module: Whose layers are compiled.
-        together: All of them as one graph (`_Chain`), not each as its own; on a CPU only.
+        together: All of them as one graph (`_Chain`), not each as its own. Attention has to be an
+            operator of it.
 
     Returns:
         Whether there is anything to compile.
     """
     layers = _layers(module)[:-1]
-    on_cpu = module.device.type == "cpu"
-    if on_cpu:
+    options = _OPTIONS
+    if module.device.type == "cpu":
         compile_operators()
+        options = _ON_CPU
     if together:
-        for layer, call in zip(layers, _Chain(layers).calls, strict=True):
+        for layer, call in zip(layers, _Chain(layers, options).calls, strict=True):
             layer._compiled_call_impl = call
     else:
         for layer in layers:
-            layer.compile(dynamic=True, options=_ON_CPU if on_cpu else _OPTIONS)
+            layer.compile(dynamic=True, options=options)
     return bool(layers)
 
 
@@ -79,17 +95,18 @@ def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 class _Chain:
     """Layers that a model calls one after the other, each with what the one before it returned.
 
-    Between two of them the interpreter takes half a millisecond, in which only one thread works. So
-    all calls but the last one return what they are given, and the last one runs all layers.
+    Between two of them the interpreter takes half a millisecond, in which only one thread of a CPU
+    works, and a GPU waits. So all calls but the last one return what they are given, and the last
+    one runs all layers.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], options: dict[str, Any]) -> None:
         def run(hidden: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
             for layer in layers:
                 hidden = _run(layer, hidden, *args, **kwargs)
             return hidden
 
-        self._run = torch.compile(run, dynamic=False, options=_ON_CPU)
+        self._run = torch.compile(run, dynamic=False, options=options)
         self._given: list[Any] = []
         ends = len(layers) - 1
         self.calls = [partial(self._call, at == 0, at == ends) for at in range(len(layers))]

@@ -112,10 +112,11 @@ class Head:
         raise ValueError("the forward pass never reached the head")
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Applies the last layer row by row in float64, then rounds to float32.
+        """Applies the last layer in float64, summed half to half, then rounds to float32.
 
         As one matrix product the rewards would depend on how many rows are computed together,
-        since BLAS takes other kernels for other row counts. A row alone has one way to be summed.
+        since BLAS takes other kernels for other row counts, and so do torch's sums. Adding the
+        second half of all rows to their first half, and so on, is element by element.
 
         Args:
             hidden: `(N, H)`, any floating dtype.
@@ -123,9 +124,13 @@ class Head:
         Returns:
             `(N,)` float32 on the same device.
         """
-        weight = self._weight[0].double()
-        rows = [(row * weight).sum() for row in hidden.double()]
-        rewards = torch.stack(rows)
+        products = hidden.double() * self._weight[0].double()
+        width = products.shape[1]
+        while width > 1:
+            half = width // 2
+            products[:, :half] += products[:, width - half : width]
+            width -= half
+        rewards = products[:, 0]
         if self._bias is not None:
             rewards = rewards + self._bias[0].double()
         return rewards.float()

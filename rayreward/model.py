@@ -25,7 +25,7 @@ from rayreward.activations import keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
 from rayreward.flat import Switch, lay_out, run
-from rayreward.fusing import fuse_layers, no_layer_left_out, unfuse_layers
+from rayreward.fusing import fuse_layers, gains_together, no_layer_left_out, unfuse_layers
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
@@ -120,6 +120,11 @@ class RewardModel:
         )
 
     @property
+    def _stands_in_graphs(self) -> bool:
+        """Whether attention can be an operator of a graph. On a CPU only our own kernel is one."""
+        return self.device.type == "cuda" or self._kernel == "compiled"
+
+    @property
     def worth_sharing(self) -> int:
         """How many tokens texts have to have in common. On a GPU sharing gathers keys anew."""
         return 1 if self.device.type == "cpu" else 8
@@ -175,7 +180,7 @@ class RewardModel:
             sizes=self.sizes,
         )
         pooled = [pooled_position(branch.ids, self.pad_id) for branch in batch]
-        self._switch.to_streams(self._kernel)
+        self._switch.to_streams(in_graphs=self._stands_in_graphs)
         hidden, self._attentions = run(
             self._module, stream, self.head.caught, pooled, self._last_attention
         )
@@ -218,9 +223,11 @@ class RewardModel:
     def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
         """Compiles the layers, and stays with that where the stream is right by it, too.
 
-        Together, where attention is an operator of their graph, or else each by itself.
+        Together, where that gains something and attention is an operator of their graph, or else
+        each by itself.
         """
-        for together in (True, False) if self._kernel == "compiled" else (False,):
+        could_be_one = self._stands_in_graphs and gains_together(self._module)
+        for together in (True, False) if could_be_one else (False,):
             if not fuse_layers(self._module, together=together):
                 return False
             reason = self._misses_fused(batch, expected)

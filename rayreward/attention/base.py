@@ -40,7 +40,7 @@ class Attention(Protocol):
         """Takes `(T, heads, D)` each, keys and values perhaps with fewer heads.
 
         Returns:
-            `(T, heads, D)`; zeros where the stream is only filled up.
+            `(T, heads, D)`; zeros in places that no text is the one to compute.
         """
 
 

@@ -25,6 +25,7 @@ from rayreward.head import is_head
 from rayreward.loading import load_model
 from rayreward.model import Loaded, RewardModel
 from rayreward.packing import PackedLinear, can_pack
+from rayreward.sizes import Sizes
 from rayreward.types import Branch, Text
 
 CPU = torch.device("cpu")
@@ -284,17 +285,31 @@ def test_lay_out_computes_each_token_once() -> None:
     prefix, a, b, c = texts(100, 60, 1, 200)
     stream = lay_out(share_prefixes([prefix + a, prefix + b, prefix, c]), 0, CPU)
     places = torch.cat([shape.places for shape in stream.attention.shapes]).tolist()
-    assert sorted(places) == list(range(361))
+    assert sorted(places) == list(range(368)), "361, filled up"
+
+
+def test_what_fills_a_stream_is_no_longer_than_its_texts() -> None:
+    """The variable-length kernel takes as many blocks for each text as the longest one needs."""
+    prefix, a, b = texts(100, 60, 30)
+    batch = share_prefixes([a, b, b + prefix])
+    stream = lay_out(batch, 0, CPU, kernel="varlen", sizes=Sizes(256))
+    lengths = stream.attention._lengths
+    assert stream.ids.shape == (1, 256)
+    assert lengths["cu_seq_q"].diff().tolist() == [60, 30, 100, 66]
+    assert lengths["cu_seq_k"].diff().tolist() == [60, 30, 130, 66]
+    assert (lengths["max_q"], lengths["max_k"]) == (100, 130)
+    short = lay_out([Branch(b), Branch(b)], 0, CPU, kernel="varlen", sizes=Sizes(256))
+    assert short.attention._lengths["cu_seq_q"].diff().tolist() == [30] * 8 + [16]
 
 
 def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> None:
-    prefix, a, b, c = texts(60, 4, 5, 200)
+    prefix, a, b, c = texts(60, 4, 5, 199)
     stream = lay_out(share_prefixes([prefix + a, prefix + b, c]), 0, CPU, causal=False)
-    assert stream.ids[0, :329].tolist() == [*prefix, *a, *prefix, *b, *c]
+    assert stream.ids[0].tolist() == [*prefix, *a, *prefix, *b, *c]
     assert [text.tolist() for text in stream.texts] == [
         list(range(64)),
         list(range(64, 129)),
-        list(range(129, 329)),
+        list(range(129, 328)),
     ]
     assert [tuple(shape.queries.shape) for shape in stream.attention.shapes] == [
         (1, 64),

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 
 from rayreward import ModelConfig, Scorer
 from rayreward.checkpoint import open_checkpoint
-from rayreward.fusing import fuse_layers, unfuse_layers
+from rayreward.fusing import fuse_layers, gains_together, unfuse_layers
 from rayreward.loading import load_model
 from rayreward.model import RewardModel, trial_batch
 from rayreward.types import Branch
@@ -110,6 +110,16 @@ def test_layers_of_each_kind_have_a_graph_of_their_own(tmp_path: Path) -> None:
     held = scorer.fingerprint()
     assert (held.compiled, held.batch_invariant) == (True, "holds")
     assert held.probe == pytest.approx(plain.probe, abs=1e-5)
+
+
+def test_on_a_gpu_large_layers_are_not_compiled_together(tmp_path: Path) -> None:
+    model = load(tmp_path, 2)
+    assert gains_together(model._module)
+    config = model._module.config
+    for width, expected in ((1_024, True), (8_192, False)):
+        config.update({"hidden_size": 2_048, "intermediate_size": width, "head_dim": 64})
+        with torch.device("meta"):  # stands for a GPU
+            assert gains_together(type(model._module)(config)) is expected
 
 
 def test_layers_between_which_something_happens_are_not_run_together(tmp_path: Path) -> None:
