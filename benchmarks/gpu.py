@@ -1,16 +1,16 @@
 """RayReward on one GPU against transformers in a loop: speed, memory, share of what the GPU can do.
 
-    PYTHONPATH=. python benchmarks/gpu.py [--budget-s 440] [--result FILE]
+    PYTHONPATH=. python benchmarks/gpu.py [--budget-s 440] [--models 0.6B 1B 8B] [--result FILE]
     PYTHONPATH=. python benchmarks/gpu.py --smoke       # all of it on a CPU, with a tiny model
 
 In one process, without Ray and without a hub: it needs this repository, torch, transformers and
 pyarrow, and a GPU with 60 GB. What no longer fits into the budget, or fails, is left out and named
 in the result, which is written again after each workload.
 
-**Models**: Llama's 1B and 8B shapes, and one of 0.6B (Qwen3's, with heads of 64), in bfloat16 with
-random weights, made on the device, since writing and reading 16 GB would take longer than
-measuring. The vocabulary is cut to 32,000 to save memory: embeddings are looked up, not multiplied,
-and a reward model has no output layer.
+**Models**: Llama's 1B and 8B shapes, one of 0.6B (Qwen3's, with heads of 64) and, if asked for,
+SmolLM2's of 135M, in bfloat16 with random weights, made on the device, since writing and reading
+16 GB would take longer than measuring. The vocabulary is cut to 32,000 to save memory: embeddings
+are looked up, not multiplied, and a reward model has no output layer.
 
 **Workloads**, in token ids drawn from a fixed seed:
 
@@ -135,6 +135,7 @@ def shape(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int
 FULL = Scale(
     device=torch.device("cuda:0"),
     shapes={
+        "135M": shape(576, 30, 9, 3, 1_536),
         "0.6B": shape(1_024, 28, 16, 8, 3_072),
         "1B": shape(2_048, 16, 32, 8, 8_192),
         "8B": shape(4_096, 32, 32, 8, 14_336),
@@ -691,6 +692,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget-s", type=float, default=440.0)
     parser.add_argument("--smoke", action="store_true", help="on a CPU, with a tiny model")
+    parser.add_argument("--models", nargs="+", choices=FULL.shapes, default=["0.6B", "1B", "8B"])
     parser.add_argument("--result", type=Path, help="default: benchmarks/results/gpu-<name>.json")
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
@@ -717,7 +719,7 @@ def main() -> None:
     slug = "-".join((result["hardware"]["gpu"] or "smoke").lower().split())
     folder = ROOT / "build" if arguments.smoke else RESULTS
     path = arguments.result or folder / f"gpu-{slug}.json"
-    for name in scale.shapes:
+    for name in scale.shapes if arguments.smoke else arguments.models:
         if clock.has(2 * START_S, name):
             with clock.bearing_failure(name):
                 for _ in run_model(name, scale, clock, result):

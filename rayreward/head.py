@@ -2,7 +2,7 @@
 
 A *head* is every weight outside the body (and a pooler inside it, which encoders train along).
 Its last linear layer turns one vector into one reward; that layer is taken out of the model and
-applied here, row by row. Does not know how a model is loaded, tokenized or batched.
+applied here, to each row alike. Does not know how a model is loaded, tokenized or batched.
 """
 
 from __future__ import annotations
