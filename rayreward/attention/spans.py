@@ -1,10 +1,11 @@
-"""Attention by the variable-length kernel that torch has for GPUs."""
+"""Attention by variable-length kernels for GPUs: torch's own, and flash-attn's for soft caps."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from rayreward.attention.base import Index, Score, on_device
 
 
 class Spans:
-    """Attention by torch's variable-length kernel, for GPUs. Implements `Attention`.
+    """Attention by variable-length kernels, for GPUs. Implements `Attention`.
 
     Each text is a span of queries, those tokens that it is the one to compute, and a span of keys,
-    all of its tokens. The kernel lines a shorter span of queries up with the end of its keys.
+    all of its tokens. The kernels line a shorter span of queries up with the end of its keys.
     Queries are spans of the stream as it is; keys are gathered where texts share some.
     """
 
@@ -43,12 +44,12 @@ class Spans:
             if shares
             else slice(self._tokens)
         )
-        self._lengths: dict[str, Any] = {
-            "cu_seq_q": on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
-            "cu_seq_k": on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
-            "max_q": max(query_lengths),
-            "max_k": max(key_lengths),
-        }
+        self._lengths = (
+            on_device(device, np.cumsum([0, *query_lengths], dtype=np.int32)),
+            on_device(device, np.cumsum([0, *key_lengths], dtype=np.int32)),
+            max(query_lengths),
+            max(key_lengths),
+        )
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
@@ -56,21 +57,25 @@ class Spans:
         """As in `Attention`.
 
         Raises:
-            ValueError: The scores are capped, which the kernel does not do.
+            ValueError: The scores are capped, and flash-attn is not there to do it.
         """
-        if score.softcap is not None:
-            raise ValueError("the variable-length kernel has no soft cap")
         self.calls += 1
         back = -1 if score.window is None else score.window - 1
-        attended: Any = varlen_attn(
-            queries[: self._tokens],
-            keys[self._keys],
-            values[self._keys],
-            **self._lengths,
-            scale=score.scaling,
-            window_size=(back, 0 if self.causal else back),
-            **_varlen_options(),
-        )
+        window = (back, 0 if self.causal else back)
+        spans = (queries[: self._tokens], keys[self._keys], values[self._keys], *self._lengths)
+        attended: Any
+        if score.softcap is None:
+            attended = varlen_attn(
+                *spans, scale=score.scaling, window_size=window, **_varlen_options()
+            )
+        else:
+            attended = _flash_attn()(
+                *spans,
+                softmax_scale=score.scaling,
+                causal=self.causal,
+                window_size=window,
+                softcap=score.softcap,
+            )
         filling = len(queries) - self._tokens
         return F.pad(attended, (0, 0, 0, 0, 0, filling)) if filling else attended
 
@@ -83,3 +88,18 @@ def _varlen_options() -> dict[str, Any]:
     """
     known = inspect.signature(varlen_attn).parameters
     return {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in known}
+
+
+@cache
+def _flash_attn() -> Any:
+    """flash-attn's variable-length kernel, of which torch's is a copy without soft caps.
+
+    Source: flash_attn_varlen_func of flash-attn 2.6 and later.
+
+    Raises:
+        ValueError: It is not installed, or not for this torch.
+    """
+    try:
+        return import_module("flash_attn").flash_attn_varlen_func
+    except (ImportError, OSError, AttributeError) as error:
+        raise ValueError(f"torch's variable-length kernel has no soft cap: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,8 +73,9 @@ def by_definition(
     *,
     scale: float | None,
     window_size: tuple[int, int],
-    enable_gqa: bool = False,
-    num_splits: int | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = True,
+    num_splits: int | None = 1,
 ) -> torch.Tensor:
     """What torch's varlen_attn documents, for a CPU, where its kernel does not run."""
     assert max_q == cu_seq_q.diff().max()
@@ -80,7 +83,7 @@ def by_definition(
     assert (enable_gqa, num_splits) == (True, 1)
     back, ahead = window_size
     assert ahead in (0, back)
-    score = Score(scale, None if back < 0 else back + 1, None)
+    score = Score(scale, None if back < 0 else back + 1, softcap)
     spans = zip(
         query.tensor_split(cu_seq_q[1:-1].long()),
         key.tensor_split(cu_seq_k[1:-1].long()),
@@ -88,6 +91,15 @@ def by_definition(
         strict=True,
     )
     return torch.cat([plainly(*s, score, causal=ahead == 0) for s in spans]).to(query.dtype)
+
+
+def flash_by_definition(
+    *tensors_and_lengths: Any, softmax_scale: float | None, causal: bool, **options: Any
+) -> torch.Tensor:
+    """Likewise what flash-attn's flash_attn_varlen_func documents; its window may look ahead."""
+    assert options["softcap"] is not None
+    assert causal == (options["window_size"][1] == 0)
+    return by_definition(*tensors_and_lengths, scale=softmax_scale, **options)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -98,15 +110,12 @@ def test_every_text_is_attended_to_as_if_alone(
 ) -> None:
     monkeypatch.setattr(spans, "varlen_attn", by_definition)
     monkeypatch.setattr(spans, "_varlen_options", lambda: {"enable_gqa": True, "num_splits": 1})
+    monkeypatch.setattr(spans, "_flash_attn", lambda: flash_by_definition)
     batch = branches(
         (75, 0), (70, 70), (160, 70), (130, 90), (132, 1), (1, 0), (67, 1), (129, 0), (2, 0)
     )
     stream = lay_out(batch, 0, CPU, kernel=kernel, causal=causal)
     q, k, v = tensors(stream.ids.shape[1], torch.float32)
-    if kernel == "varlen" and score.softcap is not None:
-        with pytest.raises(ValueError, match="no soft cap"):
-            stream.attention.attend(q, k, v, score)
-        return
     found = stream.attention.attend(q, k, v, score)
     for text in stream.texts:
         expected = plainly(q[text], k[text], v[text], score, causal=causal)
@@ -322,6 +331,17 @@ def test_kernels_go_by_their_names() -> None:
     assert isinstance(make_attention("varlen", places, [0], CPU, causal=True), Spans)
     if not isinstance(find_kernels(), str):
         assert isinstance(make_attention("compiled", places, [0], CPU, causal=True), Compiled)
+
+
+@pytest.mark.parametrize("broken", [None, types.ModuleType("flash_attn")], ids=["absent", "old"])
+def test_without_flash_attn_soft_caps_are_refused(
+    broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", broken)
+    spans._flash_attn.cache_clear()
+    capped = make_attention("varlen", [np.arange(4)], [0], CPU, causal=True)
+    with pytest.raises(ValueError, match="torch's variable-length kernel has no soft cap: .*flash"):
+        capped.attend(*tensors(4, torch.bfloat16), Score(None, None, 50.0))
 
 
 def test_options_of_the_kernel_are_those_that_torch_knows() -> None:

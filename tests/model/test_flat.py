@@ -293,13 +293,14 @@ def test_what_fills_a_stream_is_no_longer_than_its_texts() -> None:
     prefix, a, b = texts(100, 60, 30)
     batch = share_prefixes([a, b, b + prefix])
     stream = lay_out(batch, 0, CPU, kernel="varlen", sizes=Sizes(256))
-    lengths = stream.attention._lengths
+    queries, keys, *longest = stream.attention._lengths
     assert stream.ids.shape == (1, 256)
-    assert lengths["cu_seq_q"].diff().tolist() == [60, 30, 100, 66]
-    assert lengths["cu_seq_k"].diff().tolist() == [60, 30, 130, 66]
-    assert (lengths["max_q"], lengths["max_k"]) == (100, 130)
+    assert queries.diff().tolist() == [60, 30, 100, 66]
+    assert keys.diff().tolist() == [60, 30, 130, 66]
+    assert longest == [100, 130]
     short = lay_out([Branch(b), Branch(b)], 0, CPU, kernel="varlen", sizes=Sizes(256))
-    assert short.attention._lengths["cu_seq_q"].diff().tolist() == [30] * 8 + [16]
+    queries, *_ = short.attention._lengths
+    assert queries.diff().tolist() == [30] * 8 + [16]
 
 
 def test_lay_out_for_an_encoder_shares_nothing_and_attends_to_whole_texts() -> None:
