@@ -14,9 +14,10 @@ They take turns with scoring, so that a machine that slows down slows all of the
 count, and shares are taken within a turn. The products find their weights in the caches more often
 than a model does.
 
-A profile of one more pass tells where the time goes: torch's operators by their own CPU time,
-sorted into kinds, and what is left of the wall clock, which is Python and tokenizing. Profiling
-takes time itself, so look at the shares, not at the seconds.
+A profile of one more pass without sharing, compiled and not, tells where the time goes: torch's
+operators and compiled loops by their own CPU time, sorted into kinds, and what is left of the wall
+clock, which is Python and tokenizing. Profiling takes time itself, so look at the shares, not at
+the seconds.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from rayreward.threads import wait_briefly
 wait_briefly()  # as in an actor
 
 import torch
+import torch._inductor.config
 from common import (
     RESULTS,
     as_table,
@@ -63,6 +65,7 @@ SIDES = ("chosen", "rejected")
 KINDS = {
     "linear layers": r"linear|addmm|::mm$",
     "attention": r"scaled_dot_product|bmm|softmax|attention",
+    "compiled loops": r"cpp_fused",
     "gather and scatter": r"index|gather|scatter|embedding|select",
     "elementwise": r"::(add|sub|mul|div|neg|pow|rsqrt|silu|mean|sum|cos|sin|cat|copy|fill|where)",
 }
@@ -141,6 +144,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULTS / "roofline.json")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
+    torch._inductor.config.cpp.enable_kernel_profile = True
     FreedMemory().keep()
     source, rows = pairs(arguments.pairs * arguments.passes)
     groups = [[Text("", row.get("prompt", "") + row[side]) for side in SIDES] for row in rows]
@@ -201,7 +205,10 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
             }
             for at, way in enumerate(scorers)
         ],
-        "profile": where_time_goes(partial(scorers["shared"].score_groups, passes[-1])),
+        "profiles": {
+            way: where_time_goes(partial(scorers[way].score_groups, passes[-1]))
+            for way in ("unshared", f"unshared{_COMPILED}")
+        },
     }
 
 
@@ -218,7 +225,9 @@ def where_time_goes(call: Callable[[], Any]) -> dict[str, Any]:
     """Shares of the wall clock by kind of operator, and the operators that took most."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         seconds = timed(call)
-    spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
+    spent: Counter[str] = Counter()
+    for event in profiled.key_averages():  # an operator and a range can have the same name
+        spent[event.key] += event.self_cpu_time_total / 1e6
     kinds: Counter[str] = Counter()
     for name, taken in spent.items():
         kinds[kind_of(name)] += taken / seconds
@@ -249,10 +258,11 @@ def as_markdown(runs: Sequence[dict[str, Any]]) -> str:
     ]
     kinds = [*KINDS, "other", "outside of operators"]
     shares = [
-        [run["dtype"], *(f"{run['profile']['shares'].get(kind, 0):.0%}" for kind in kinds)]
+        [run["dtype"], way, *(f"{profile['shares'].get(kind, 0):.1%}" for kind in kinds)]
         for run in runs
+        for way, profile in run["profiles"].items()
     ]
-    return f"{as_table(head, rates + bare)}\n\n{as_table(['dtype', *kinds], shares)}"
+    return f"{as_table(head, rates + bare)}\n\n{as_table(['dtype', 'way', *kinds], shares)}"
 
 
 if __name__ == "__main__":
