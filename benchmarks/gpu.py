@@ -53,7 +53,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ from rayreward.batching import make_batches, pack_branches, share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import open_checkpoint
 from rayreward.config import ModelConfig
-from rayreward.fusing import fuse_layers, gains_together, unfuse_layers
+from rayreward.fusing import Fused, fuse_layers, gains_together, unfuse_layers
 from rayreward.invariance import find_dependence
 from rayreward.loading import load_model
 from rayreward.model import Layout, Loaded, RewardModel
@@ -259,8 +259,7 @@ class Form:
     layout: Layout
     kernel: Kernel | None = None
     """What computes attention in a flat stream."""
-    compiled: Literal["together", "one by one"] | None = None
-    """How layers are, if they are."""
+    compiled: Fused | None = None
 
     def __str__(self) -> str:
         parts = [self.layout, *([f"by {self.kernel}"] if self.kernel else [])]
@@ -285,12 +284,6 @@ def forms_of(model: RewardModel) -> list[Form]:
     if gains_together(model._module):
         compiled.insert(0, Form("flat", "varlen", "together"))
     return compiled + others
-
-
-def taken_by(model: RewardModel) -> Form:
-    """What the model takes by itself."""
-    how = ("together" if gains_together(model._module) else "one by one") if model.fused else None
-    return Form(model.layout, model._kernel if model.layout == "flat" else None, how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,7 +461,7 @@ def try_forms(
     model: RewardModel, name: str, scale: Scale, clock: Clock
 ) -> tuple[Form, dict[str, str]]:
     """The form that is taken, and for each form whether it keeps a reward's bits (G3)."""
-    taken = taken_by(model)
+    taken = Form(model.layout, model._kernel if model.layout == "flat" else None, model.fused)
     verdicts: dict[str, str] = {}
     for form in dict.fromkeys((taken, *forms_of(model))):
         with clock.bearing_failure(f"{name}: G3 {form}"):

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import is_not
-from typing import Any
+from typing import Any, Literal
 
 import torch._dynamo
 from torch import nn
@@ -31,6 +31,9 @@ from transformers import PreTrainedModel
 
 from rayreward.operators import compile_operators
 from rayreward.rotary import LeaveToAttention
+
+Fused = Literal["together", "one by one"]
+"""How layers are compiled: as one graph, or each as its own."""
 
 _OPTIONS: dict[str, Any] = {"deterministic": True}
 """Of Inductor: no reduction is summed in an order that a measurement chose."""

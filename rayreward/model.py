@@ -25,7 +25,13 @@ from rayreward.activations import keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
 from rayreward.flat import Switch, lay_out, run
-from rayreward.fusing import fuse_layers, gains_together, no_layer_left_out, unfuse_layers
+from rayreward.fusing import (
+    Fused,
+    fuse_layers,
+    gains_together,
+    no_layer_left_out,
+    unfuse_layers,
+)
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
@@ -64,7 +70,7 @@ class RewardModel:
         vocabulary: How many token ids there are.
         layout: How batches run.
         sizes: What numbers of tokens a flat stream is filled up to.
-        fused: Whether layers are compiled (`rayreward.fusing`).
+        fused: How layers are compiled (`rayreward.fusing`); null where they are not.
         head: The head, with its weights by name.
     """
 
@@ -85,7 +91,7 @@ class RewardModel:
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
-        self.fused = False
+        self.fused: Fused | None = None
         batch = trial_batch(self)
         expected = self._own(batch)
         self.layout: Layout = self._settle_layout(batch, expected)
@@ -220,24 +226,23 @@ class RewardModel:
             unpack_linear_layers(self._module)
         return "flat" if self._finds_kernel(batch, expected) else "padded"
 
-    def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> bool:
+    def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> Fused | None:
         """Compiles the layers, and stays with that where the stream is right by it, too.
 
-        Together, where that gains something and attention is an operator of their graph, or else
-        each by itself.
+        Together, where that gains something and attention can be an operator; else one by one.
         """
         could_be_one = self._stands_in_graphs and gains_together(self._module)
         for together in (True, False) if could_be_one else (False,):
             if not fuse_layers(self._module, together=together):
-                return False
+                return None
             reason = self._misses_fused(batch, expected)
             if reason is None:
-                return True
+                return "together" if together else "one by one"
             _logger.info("layers are not compiled together: %s", reason)
             unfuse_layers(self._module)
         _logger.warning("the layers of %s are not compiled: %s", self.architecture, reason)
         self._runs_flat(batch, expected)  # settles anew whether the stream is narrowed
-        return False
+        return None
 
     @torch.inference_mode()
     def _misses_fused(self, batch: Sequence[Branch], expected: torch.Tensor) -> str | None:

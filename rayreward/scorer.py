@@ -246,7 +246,7 @@ class Scorer:
             max_batch_tokens=self._max_batch_tokens,
             attention=self._model.attention,
             layout=self._model.layout,
-            compiled=self._model.fused,
+            compiled=self._model.fused is not None,
             batch_invariant=self._invariance,
             derived=proof.derived,
             probe=proof.probe,

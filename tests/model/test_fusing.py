@@ -41,7 +41,7 @@ def texts(*lengths: int) -> list[Branch]:
 
 def settles_fusing(model: RewardModel) -> bool:
     batch = trial_batch(model)
-    return model._settle_fusing(batch, model._own(batch))
+    return model._settle_fusing(batch, model._own(batch)) is not None
 
 
 def is_chained(model: RewardModel) -> bool:
