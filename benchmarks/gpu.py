@@ -44,14 +44,10 @@ import argparse
 import copy
 import gc
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,366 +57,44 @@ from common import (
     RESULTS,
     ROOT,
     as_table,
-    hardware,
     linear_parameters,
-    stream_tokens,
     versions,
     write,
 )
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from gpu_measuring import START_S, Clock, Measured, about_device, kernels_of, measure
+from gpu_ways import SORTED, Form, Rewards, Way, forms_of, forward, make_ways
+from gpu_workloads import (
+    FULL,
+    PAD_ID,
+    SEED,
+    SMALL,
+    SMOKE,
+    VOCABULARY,
+    Scale,
+    Texts,
+    describe,
+    draw_completions,
+    draw_pairs,
+    draw_singles,
+    workloads,
+)
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from rayreward.attention import Kernel
-from rayreward.batching import make_batches, pack_branches, share_prefixes
+from rayreward.batching import share_prefixes
 from rayreward.budget import find_budget
 from rayreward.checkpoint import open_checkpoint
 from rayreward.config import ModelConfig
-from rayreward.fusing import Fused, fuse_layers, gains_together, unfuse_layers
 from rayreward.invariance import find_dependence
 from rayreward.loading import load_model
-from rayreward.model import Layout, Loaded, RewardModel
-from rayreward.sizes import Sizes
+from rayreward.model import Loaded, RewardModel
 from rayreward.types import Branch
 
-SEED = 42
-PAD_ID = 0
-VOCABULARY = 32_000
 BF16_TOLERANCE = 1.5
 """Times as far from float32 as the plain loop's rewards those of another way may be in bfloat16:
 above what another order of summation does, far below what attending to the wrong tokens does."""
 COMPARED_TOKENS = 8_192
 FP32_TOLERANCE = 1e-5
-SORTED = "sorted by length"
-START_S = 20.0
-"""Seconds that must be left for something to be begun that has not been timed yet."""
-
-Rewards = list[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How much is measured."""
-
-    device: torch.device
-    shapes: dict[str, dict[str, int]]
-    pairs: int
-    prompts: int
-    singles: int
-    budgets: tuple[int, ...]
-    """RayReward's tokens in a batch."""
-    sizes: tuple[int, ...]
-    """Texts in a batch of the loop."""
-    repeats: int
-    product: int
-    """Rows and columns of the matrices by which the hardware is measured."""
-
-    @property
-    def middle(self) -> tuple[int, int]:
-        """The budget and the batch size where only one is measured."""
-        return self.budgets[len(self.budgets) // 2], self.sizes[len(self.sizes) // 2]
-
-
-def shape(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> dict[str, int]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": intermediate,
-    }
-
-
-FULL = Scale(
-    device=torch.device("cuda:0"),
-    shapes={
-        "135M": shape(576, 30, 9, 3, 1_536),
-        "0.6B": shape(1_024, 28, 16, 8, 3_072),
-        "1B": shape(2_048, 16, 32, 8, 8_192),
-        "8B": shape(4_096, 32, 32, 8, 14_336),
-    },
-    pairs=128,
-    prompts=16,
-    singles=32,
-    budgets=(8_192, 16_384, 32_768),
-    sizes=(8, 32, 64),
-    repeats=3,
-    product=8_192,
-)
-SMOKE = Scale(
-    device=torch.device("cpu"),
-    shapes={"tiny": shape(64, 2, 4, 2, 128)},
-    pairs=4,
-    prompts=1,
-    singles=2,
-    budgets=(512, 1_024, 2_048),
-    sizes=(2, 4, 8),
-    repeats=1,
-    product=128,
-)
-SMALL = shape(256, 4, 8, 2, 512)
-"""For what is compared in float32."""
-
-
-class Clock:
-    """The time there is, and what was left out for want of it or because it failed."""
-
-    def __init__(self, budget_s: float) -> None:
-        self._start = time.monotonic()
-        self._end = self._start + budget_s
-        self.left_out: list[str] = []
-
-    def has(self, seconds: float, what: str) -> bool:
-        left = self._end - time.monotonic()
-        if left < seconds:
-            self.left_out.append(f"{what}: {left:.0f} s were left")
-        return left >= seconds
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._start
-
-    @contextmanager
-    def bearing_failure(self, what: str) -> Iterator[None]:
-        """What one way can't do (running out of memory, say) doesn't take the others along."""
-        try:
-            yield
-        except Exception as error:
-            self.left_out.append(f"{what}: {repr(error).splitlines()[0][:300]}")
-
-
-# workloads
-
-
-Texts = list[tuple[int, ...]]
-
-
-def draw_pairs(count: int) -> Texts:
-    dice = np.random.default_rng(SEED)
-    prefixes = dice.lognormal(np.log(105), 0.65, count)
-    branches = np.clip(dice.lognormal(np.log(38), 0.75, (count, 2)), 8, 300).astype(int)
-    least, most = 60 - branches.min(axis=1), 500 - branches.max(axis=1)
-    prefixes = np.clip(prefixes, np.maximum(12, least), np.minimum(420, most)).astype(int)
-    return [text for p, b in zip(prefixes, branches, strict=True) for text in draw(dice, p, b)]
-
-
-def draw_completions(prompts: int) -> Texts:
-    dice = np.random.default_rng(SEED)
-    return [text for _ in range(prompts) for text in draw(dice, 512, [64] * 8)]
-
-
-def draw_singles(count: int) -> Texts:
-    dice = np.random.default_rng(SEED)
-    return [text for _ in range(count) for text in draw(dice, 0, [1_024])]
-
-
-def draw(dice: np.random.Generator, prefix: int, branches: Sequence[int]) -> Texts:
-    """Texts that begin alike."""
-    first, *others = (tuple(dice.integers(3, VOCABULARY, n).tolist()) for n in (prefix, *branches))
-    return [first + other for other in others]
-
-
-def workloads(scale: Scale) -> dict[str, Texts]:
-    return {
-        "pairs": draw_pairs(scale.pairs),
-        "completions": draw_completions(scale.prompts),
-        "singles": draw_singles(scale.singles),
-    }
-
-
-def describe(texts: Texts) -> dict[str, Any]:
-    lengths = [len(text) for text in texts]
-    spared = sum(branch.shared for branch in share_prefixes(sorted(texts)))
-    return {
-        "texts": len(lengths),
-        "tokens": sum(lengths),
-        "shortest": min(lengths),
-        "mean": round(statistics.mean(lengths)),
-        "longest": max(lengths),
-        "shareable": round(spared / sum(lengths), 3),
-    }
-
-
-# ways of scoring
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    branches: list[Branch]
-    texts: list[int]
-    """Which texts of the workload these are, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A way for RayReward to run a batch."""
-
-    layout: Layout
-    kernel: Kernel | None = None
-    """What computes attention in a flat stream."""
-    compiled: Fused | None = None
-
-    def __str__(self) -> str:
-        parts = [self.layout, *([f"by {self.kernel}"] if self.kernel else [])]
-        return " ".join([*parts, *([f"compiled {self.compiled}"] if self.compiled else [])])
-
-    def take(self, model: RewardModel) -> None:
-        """Makes the model run so, whether it would by itself or not."""
-        model.layout = self.layout
-        if self.kernel is not None:
-            model._kernel, model._causal = self.kernel, True
-        unfuse_layers(model._module)
-        if self.compiled:
-            fuse_layers(model._module, together=self.compiled == "together")
-
-
-def forms_of(model: RewardModel) -> list[Form]:
-    """All forms that are measured, the padded one last."""
-    others = [Form("flat", "blocks"), Form("padded")]
-    if model.device.type == "cpu":
-        return others
-    compiled = [Form("flat", "varlen", "one by one"), Form("flat", "varlen")]
-    if gains_together(model._module):
-        compiled.insert(0, Form("flat", "varlen", "together"))
-    return compiled + others
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    name: str
-    batches: list[Batch]
-    prepare: Callable[[], None]
-    """What comes before a pass."""
-    score: Callable[[list[Branch]], torch.Tensor]
-    form: Form | None = None
-    """None: transformers' own."""
-    sizes: Sizes | None = None
-    """What a flat stream's tokens are filled up to. None: batches are padded."""
-    narrowed: bool = False
-    """Whether only pooled tokens go on after the last attention."""
-
-    def run(self) -> Rewards:
-        """Scores the workload; its rewards in the order of its texts.
-
-        As in `Scorer`, a batch is begun before the one before it is read.
-        """
-        found: dict[int, float] = {}
-        begun: tuple[Batch, torch.Tensor] | None = None
-        for batch in [*self.batches, None]:
-            now = None if batch is None else (batch, self.score(batch.branches))
-            if begun is not None:
-                found.update(zip(begun[0].texts, begun[1].tolist(), strict=True))
-            begun = now
-        return [found[text] for text in sorted(found)]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that run."""
-        if self.sizes is None:
-            return sum(rows * longest for rows, longest in self._padded())
-        return sum(stream_tokens(batch.branches, self.sizes) for batch in self.batches)
-
-    @property
-    def ended(self) -> int:
-        """Tokens that run no further than the last attention."""
-        if self.sizes is None or not self.narrowed:
-            return 0
-        return self.tokens - sum(self.sizes.filled(len(batch.texts)) for batch in self.batches)
-
-    @property
-    def seen(self) -> int:
-        """(query, key) pairs of tokens that run; a token sees itself and those before it."""
-        if self.sizes is None:
-            return sum(rows * triangle(longest) for rows, longest in self._padded())
-        branches = (branch for batch in self.batches for branch in batch.branches)
-        return sum(triangle(len(branch.ids)) - triangle(branch.shared) for branch in branches)
-
-    def _padded(self) -> Iterator[tuple[int, int]]:
-        for batch in self.batches:
-            lengths = [len(branch.ids) for branch in batch.branches]
-            yield len(lengths), max(lengths)
-
-
-def triangle(side: int) -> int:
-    return side * (side + 1) // 2
-
-
-def make_ways(
-    model: RewardModel, plain: PreTrainedModel, texts: Texts, scale: Scale, taken: Form
-) -> list[Way]:
-    """Every way to score a workload; of the flat forms, the one that is taken in all its sizes."""
-    lengths = [len(text) for text in texts]
-    budget, size = scale.middle
-    *streams, padded = forms_of(model)
-    first, *others = sorted(streams, key=lambda form: form != taken)
-
-    def ours(form: Form, how: str, batches: list[Batch], budget: int) -> Way:
-        name = f"RayReward {form}, {how}, {budget:,} tokens"
-        sizes = None if form.layout == "padded" else model.sizes
-        narrowed = model._last_attention is not None
-        return Way(name, batches, lambda: form.take(model), model.rewards, form, sizes, narrowed)
-
-    def pack(some: int, *, share: bool) -> list[Batch]:
-        """Batches as `Scorer` makes them for a flat stream."""
-        if not share:
-            return number(pack_branches([Branch(text) for text in texts], some), range(len(texts)))
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        branches = share_prefixes([texts[index] for index in order], model.worth_sharing)
-        return number(pack_branches(branches, some), order)
-
-    def loop(name: str, order: Sequence[int], size: int) -> Way:
-        batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
-        name = f"transformers, {name}, batches of {size}"
-        return Way(
-            name,
-            pick(texts, batches),
-            lambda: unfuse_layers(plain),
-            lambda batch: forward(plain, batch),
-        )
-
-    by_length = sorted(range(len(texts)), key=lengths.__getitem__)
-    return without_repetitions(
-        [
-            *(ours(first, "shared", pack(some, share=True), some) for some in scale.budgets),
-            *(ours(first, "unshared", pack(some, share=False), some) for some in scale.budgets),
-            *(ours(form, "shared", pack(budget, share=True), budget) for form in others),
-            ours(padded, "sorted", pick(texts, make_batches(lengths, budget)), budget),
-            *(loop(SORTED, by_length, some) for some in scale.sizes),
-            loop("file order", range(len(texts)), size),
-        ]
-    )
-
-
-def without_repetitions(ways: Sequence[Way]) -> list[Way]:
-    kept: list[Way] = []
-    for way in ways:
-        if not any((way.form, way.batches) == (other.form, other.batches) for other in kept):
-            kept.append(way)
-    return kept
-
-
-def number(batches: Sequence[list[Branch]], order: Sequence[int]) -> list[Batch]:
-    """Batches that hold a workload's texts in some order."""
-    texts = iter(order)
-    return [Batch(batch, list(islice(texts, len(batch)))) for batch in batches]
-
-
-def pick(texts: Texts, batches: Sequence[list[int]]) -> list[Batch]:
-    return [Batch([Branch(texts[index]) for index in chosen], chosen) for chosen in batches]
-
-
-@torch.inference_mode()
-def forward(plain: PreTrainedModel, batch: Sequence[Branch]) -> torch.Tensor:
-    """The forward of transformers itself over a batch that is padded on the right; waits for it."""
-    rows = [torch.tensor(branch.ids) for branch in batch]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
-    ids = ids.to(plain.device)
-    mask = (ids != PAD_ID).long()
-    return plain(input_ids=ids, attention_mask=mask).logits[:, 0].float().cpu()
-
-
-# models
 
 
 def llama(**arguments: int) -> LlamaConfig:
@@ -517,72 +191,6 @@ def compare_in_float32(device: torch.device) -> dict[str, Any]:
     }
 
 
-# measuring
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What passes over a workload gave, by the name of the way."""
-
-    seconds: dict[str, list[float]]
-    memory: dict[str, int]
-    rewards: dict[str, Rewards]
-    repeats: int
-    product_rate: float
-    """FLOP/s."""
-
-
-def measure(ways: Sequence[Way], scale: Scale, clock: Clock, what: str) -> Measured:
-    """A pass of each way to warm up, then the ways in turns, as often as the time allows."""
-    warm: dict[str, float] = {}
-    memory: dict[str, int] = {}
-    rewards: dict[str, Rewards] = {}
-    for way in ways:
-        if clock.has(START_S, f"{what}: {way.name}"):
-            with clock.bearing_failure(f"{what}: {way.name}"):
-                warm[way.name], rewards[way.name], memory[way.name] = timed(way)
-    repeats: list[dict[str, float]] = []
-    rates = [product_rate(scale)]
-    for number in range(1, scale.repeats + 1):
-        if not clock.has(sum(warm.values()), f"{what}: repeat {number} of {scale.repeats}"):
-            break
-        repeats.append({way.name: timed(way)[0] for way in ways if way.name in warm})
-        rates.append(product_rate(scale))
-    seconds = {name: [repeat[name] for repeat in repeats or [warm]] for name in warm}
-    return Measured(seconds, memory, rewards, len(repeats), statistics.median(rates))
-
-
-def timed(way: Way) -> tuple[float, Rewards, int]:
-    """Seconds, rewards, and the most bytes that were allocated on the GPU."""
-    way.prepare()
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    rewards = way.run()  # ends with a copy to the host
-    seconds = time.perf_counter() - start
-    return seconds, rewards, torch.cuda.max_memory_allocated() if on_gpu else 0
-
-
-def product_rate(scale: Scale, times: int = 20) -> float:
-    """FLOP/s of a square matrix product in bfloat16."""
-    size, device = scale.product, scale.device
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(times):
-        left @ right
-    synchronize()
-    return 2 * size**3 * times / (time.perf_counter() - start)
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def runs_of(
     ways: Sequence[Way], measured: Measured, config: LlamaConfig, given: int, exact: Rewards
 ) -> Iterator[dict[str, Any]]:
@@ -637,48 +245,6 @@ def tail_parameters(config: LlamaConfig) -> int:
     """Of what follows a layer's attention: its output's projection, and the MLP."""
     attended = config.num_attention_heads * config.head_dim
     return config.hidden_size * (attended + 3 * config.intermediate_size)
-
-
-def kernels_of(way: Way) -> dict[str, Any]:
-    """Where the time of a way's first batch goes, and how much of it the device was busy."""
-    on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    way.prepare()
-    way.run()
-    with profile(activities=activities) as profiled:
-        start = time.perf_counter()
-        way.score(way.batches[0].branches).tolist()
-        seconds = time.perf_counter() - start
-    spent = {
-        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        for event in profiled.key_averages()
-        if not on_gpu or event.device_type == DeviceType.CUDA
-    }
-    total = sum(spent.values()) or 1.0
-    most = sorted(spent, key=lambda key: -spent[key])[:12]
-    return {
-        "busy": round(total / 1e6 / seconds, 3),
-        "shares": {key[:120]: round(spent[key] / total, 3) for key in most},
-    }
-
-
-def about_device(device: torch.device) -> dict[str, Any]:
-    if device.type == "cpu":
-        return {**hardware(), "gpu": None}
-    gpu = torch.cuda.get_device_properties(device)
-    asked = ("driver_version", "clocks.max.sm", "power.limit", "mig.mode.current")
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        **hardware(),
-        "gpu": gpu.name,
-        "memory_gb": round(gpu.total_memory / 1e9, 1),
-        "multiprocessors": gpu.multi_processor_count,
-        "capability": f"{gpu.major}.{gpu.minor}",
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        **dict(zip(asked, answer.split(", "), strict=False)),
-    }
 
 
 def main() -> None:
