@@ -1,7 +1,7 @@
 """Attention over a flat stream: the only place that knows where a text begins and ends.
 
 There are three ways to compute it, a module each: `compiled`, our own kernel for CPUs; `spans`,
-torch's variable-length kernel for GPUs; `blocks`, what torch has everywhere. Each keeps a token's
+variable-length kernels for GPUs; `blocks`, what torch has everywhere. Each keeps a token's
 bits whatever shares the batch; the trial at load (`rayreward.model`) says which are right here.
 
 Knows torch; does not know models, heads or how a batch was chosen.
