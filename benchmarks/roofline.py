@@ -5,8 +5,11 @@
 On a CPU with two threads. Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: pairs
 of hh-harmless-test where they lie beside the checkout, else the example pairs, others in every
 pass. FLOPs of a pass = 2 · parameters · rows of each linear layer of the body, as it was called,
-the filling of the stream included; what attention multiplies is not counted. Compiled layers, which
-can't be looked into, multiply the same. Freed memory is kept, as in an actor.
+the filling of the stream included; beside them, 4 · heads · D for each query and each key that it
+sees, in each layer. Shares are given without these and with them: the first says how close the
+layers come to their bare products, the second counts all that a model has to multiply (as in
+Chowdhery et al., 2022, appendix B). Compiled layers, which can't be looked into, multiply the same.
+Freed memory is kept, as in an actor.
 
 The bare products are those of the body's linear layers, each shape as often as it occurs, 2,048
 rows at a time: by `F.linear`, and by oneDNN with weights that were put into its order beforehand.
@@ -52,7 +55,7 @@ from common import (
 )
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from rayreward import ModelConfig, Scorer
 from rayreward.allocator import FreedMemory
@@ -79,10 +82,11 @@ Groups = list[list[Text]]
 class Counting:
     """Counts what a scorer's linear layers multiply, and the tokens that run."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, config: PretrainedConfig) -> None:
         if scorer._model.layout != "flat":
             raise SystemExit("The flat stream is not taken here; its layers can't be counted.")
-        self.flops = self.tokens = 0
+        self.flops = self.attention_flops = self.tokens = 0
+        self._flops_of_a_key = 4 * config.hidden_size * config.num_hidden_layers
         for module in scorer._model._module.modules():
             if isinstance(module, PackedLinear):
                 module.register_forward_hook(self._count)
@@ -92,6 +96,8 @@ class Counting:
 
     def __call__(self, batch: Sequence[Branch]) -> Any:
         self.tokens += stream_tokens(batch, self._sizes)
+        keys = sum(sum(range(text.shared + 1, len(text.ids) + 1)) for text in batch)
+        self.attention_flops += keys * self._flops_of_a_key
         return self._rewards(batch)
 
     def _count(self, layer: PackedLinear, args: tuple[torch.Tensor], _result: Any) -> None:
@@ -163,15 +169,17 @@ def main() -> None:
 
 
 def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
-    shapes = linear_shapes(AutoConfig.from_pretrained(model))
+    config = AutoConfig.from_pretrained(model)
+    shapes = linear_shapes(config)
     products = Products(shapes, getattr(torch, dtype))
     scorers = {
         f"{way}{suffix}": load(model, dtype, share_prefixes=way == "shared", torch_compile=compiled)
         for suffix, compiled in (("", False), (_COMPILED, True))
         for way in ("unshared", "shared")
     }
-    counts = {w: Counting(s) for w, s in scorers.items() if not w.endswith(_COMPILED)}
+    counts = {w: Counting(s, config) for w, s in scorers.items() if not w.endswith(_COMPILED)}
     rates: dict[str, list[float]] = {}
+    rates_with_attention: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     tokens: Counter[str] = Counter()
     for scorer in scorers.values():
@@ -182,10 +190,12 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
                 rates.setdefault(name, []).append(rate)
             counting = counts[way.removesuffix(_COMPILED)]
             if way in counts:
-                counting.tokens = counting.flops = 0
+                counting.tokens = counting.flops = counting.attention_flops = 0
             taken = timed(partial(scorer.score_groups, groups))
             seconds.setdefault(way, []).append(taken)
             rates.setdefault(way, []).append(counting.flops / taken)
+            with_attention = counting.flops + counting.attention_flops
+            rates_with_attention.setdefault(way, []).append(with_attention / taken)
             tokens[way] += counting.tokens
     bare = {name: rates.pop(name) for name in list(rates) if name not in scorers}
     return {
@@ -197,11 +207,8 @@ def measure(model: str, dtype: Any, passes: Sequence[Groups]) -> dict[str, Any]:
                 "way": way,
                 "tokens_run": tokens[way],
                 "median_s": round(statistics.median(seconds[way]), 2),
-                "gflops": round(statistics.median(rates[way]) / 1e9, 1),
-                "share_of": {
-                    name: round(median_share(rates[way], rate[at :: len(scorers)]), 3)
-                    for name, rate in bare.items()
-                },
+                **seen(rates[way], bare, at, len(scorers)),
+                "with_attention": seen(rates_with_attention[way], bare, at, len(scorers)),
             }
             for at, way in enumerate(scorers)
         ],
@@ -217,8 +224,22 @@ def load(model: str, dtype: Any, **settings: bool) -> Scorer:
     return Scorer.load(config, "cpu")
 
 
+def seen(
+    rates: Sequence[float], bare: dict[str, list[float]], at: int, ways: int
+) -> dict[str, Any]:
+    """A way's median rate, and the median of its shares of bare products beside it.
+
+    The bare products were measured before each way in turn, of which this is number `at`.
+    """
+    return {
+        "gflops": round(statistics.median(rates) / 1e9, 1),
+        "share_of": {name: median_share(rates, rate[at::ways]) for name, rate in bare.items()},
+    }
+
+
 def median_share(rates: Sequence[float], of: Sequence[float]) -> float:
-    return statistics.median(rate / bare for rate, bare in zip(rates, of, strict=True))
+    shares = (rate / bare for rate, bare in zip(rates, of, strict=True))
+    return round(statistics.median(shares), 3)
 
 
 def where_time_goes(call: Callable[[], Any]) -> dict[str, Any]:
@@ -245,24 +266,29 @@ def kind_of(operator: str) -> str:
 
 def as_markdown(runs: Sequence[dict[str, Any]]) -> str:
     products = list(runs[0]["products_gflops"])
-    head = ["dtype", "way", "GFLOP/s", *(f"share of {name}" for name in products)]
+    shares = [f"share of {name}" for name in products]
+    head = ["dtype", "way", "GFLOP/s", *shares, "with attention", *shares]
     rates = [
-        [run["dtype"], way["way"], way["gflops"], *(way["share_of"][name] for name in products)]
+        [
+            *(run["dtype"], way["way"]),
+            *(way["gflops"], *way["share_of"].values()),
+            *(way["with_attention"]["gflops"], *way["with_attention"]["share_of"].values()),
+        ]
         for run in runs
         for way in run["ways"]
     ]
     bare = [
-        [run["dtype"], f"products by {name}", rate, *[""] * len(products)]
+        [run["dtype"], f"products by {name}", rate, *[""] * (1 + 2 * len(products))]
         for run in runs
         for name, rate in run["products_gflops"].items()
     ]
     kinds = [*KINDS, "other", "outside of operators"]
-    shares = [
+    spent = [
         [run["dtype"], way, *(f"{profile['shares'].get(kind, 0):.1%}" for kind in kinds)]
         for run in runs
         for way, profile in run["profiles"].items()
     ]
-    return f"{as_table(head, rates + bare)}\n\n{as_table(['dtype', 'way', *kinds], shares)}"
+    return f"{as_table(head, rates + bare)}\n\n{as_table(['dtype', 'way', *kinds], spent)}"
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Spans:
         """
         self.calls += 1
         back = -1 if score.window is None else score.window - 1
+        # said even where causal says it: with an open window flash-attn splits keys, by the longest
+        # text, where no text has more than one query
         window = (back, 0 if self.causal else back)
         spans = (queries[: self._tokens], keys[self._keys], values[self._keys], *self._lengths)
         attended: Any
@@ -94,7 +96,7 @@ def _varlen_options() -> dict[str, Any]:
 def _flash_attn() -> Any:
     """flash-attn's variable-length kernel, of which torch's is a copy without soft caps.
 
-    Source: flash_attn_varlen_func of flash-attn 2.6 and later.
+    Source: flash_attn_varlen_func and mha_varlen_fwd of flash-attn 2.6 and later.
 
     Raises:
         ValueError: It is not installed, or not for this torch.
