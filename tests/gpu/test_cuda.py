@@ -13,6 +13,7 @@ import torch
 from tiny import make_checkpoint
 
 from rayreward import ModelConfig, ModelError, Scorer
+from rayreward.attention import spans
 from rayreward.hashing import hash_weights
 from rayreward.sizes import ON_GPU
 from rayreward.types import Failure, Outcome, Reward, Status, Text
@@ -128,6 +129,27 @@ def test_g2_compiled_layers_give_the_same_bits_in_another_process(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(compiled.fingerprint().probe)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_soft_caps_go_through_flash_attn(
+    tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards near those by blocks, and texts of one token beside others in the same bits."""
+    pytest.importorskip("flash_attn", reason="flash-attn is not installed: not tested")
+    path = tmp_path / "model"
+    capped = scorer(path, "gemma2", dtype="bfloat16", torch_compile=compiled)
+    assert capped._model._kernel == "varlen"
+    assert capped.fingerprint().batch_invariant == "holds"
+    subjects = [*SAMPLES, *(Text("", letter) for letter in "abcdefgh")]
+    found = values(capped.score(subjects))
+    assert found == [value for text in subjects for value in values(capped.score([text]))]
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    spans._flash_attn.cache_clear()
+    by_blocks = scorer(path, "gemma2", dtype="bfloat16", torch_compile=compiled)
+    assert by_blocks._model._kernel == "blocks"
+    spans._flash_attn.cache_clear()
+    assert found == pytest.approx(values(by_blocks.score(subjects)), abs=0.1)
 
 
 @pytest.fixture
