@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -38,25 +37,22 @@ def main() -> None:
     if not arguments.dataset.exists():
         sys.exit(f"{arguments.dataset} is not there; pass --dataset with a file of pairs")
     with tempfile.TemporaryDirectory() as scratch:
-        seconds, summary = run(arguments, Path(scratch) / "out")
+        seconds = run(arguments, Path(scratch) / "out")
         result = summarize(Path(scratch) / "out", arguments, seconds)
-        result["model_busy"] = re.findall(r"model busy +(\S+)", summary)[0]
     arguments.result.parent.mkdir(exist_ok=True)
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
-def run(arguments: argparse.Namespace, output: Path) -> tuple[float, str]:
-    """Runs the job; returns the seconds from its start to its end, and its summary."""
+def run(arguments: argparse.Namespace, output: Path) -> float:
+    """Runs the job; returns the seconds from its start to its end."""
     model = subprocess.check_output([sys.executable, ROOT / "examples" / "smollm2.py"], text=True)
     command = [str(Path(sys.executable).with_name("rayreward")), "score", "--seed", "42"]
     command += ["--model", model.strip(), "--dataset", str(arguments.dataset)]
     command += ["--output", str(output), "--dtype", arguments.dtype]
     start = time.monotonic()
-    summary = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    seconds = time.monotonic() - start
-    print(summary)
-    return seconds, summary
+    subprocess.run(command, check=True)
+    return time.monotonic() - start
 
 
 def summarize(output: Path, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
@@ -76,6 +72,7 @@ def summarize(output: Path, arguments: argparse.Namespace, seconds: float) -> di
         "pairs_per_s": round(tally["pairs"] / manifest["elapsed_s"], 2),
         "accuracy": manifest["accuracy"],
         "ties": tally["ties"],
+        "model_busy": round(manifest["busy_share"], 3),
         "mean_margin": manifest["mean_margin"],
         "head": manifest["provenance"]["fingerprint"]["head"],
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "machine": platform.machine()},

@@ -30,8 +30,8 @@ constexpr int LANES = 4, VECTORS = 3, STEP = 8;  // 24 of 32 on ARM
 #endif
 constexpr int GROUP = LANES * VECTORS;   // rows
 constexpr int BLOCK = 64;                // keys that are taken at once
-constexpr int64_t MOST_GROUPS = 8;       // of a tile, which share copied keys
-constexpr int64_t TILES_PER_THREAD = 16; // so that all threads end at about the same time
+constexpr int64_t MOST_GROUPS = 16;      // of a tile, which share copied keys
+constexpr int64_t TILES_PER_THREAD = 8;  // so that all threads end at about the same time
 constexpr float UNSEEN = -INFINITY, LOWEST = -1e30f;
 static_assert(BLOCK % STEP == 0);
 
@@ -120,21 +120,8 @@ inline void narrow(float value, BFloat16& to) {
     }
 }
 
-// From memory and to it, `width` lanes; the others are 0.
 template <class T>
-inline vec widened(const T* from, int64_t width) {
-    T some[LANES];
-    if (width < LANES) {
-        std::memset(some, 0, sizeof some);
-        std::memcpy(some, from, width * sizeof *from);
-        from = some;
-    }
-    float wide[LANES];
-    for (int lane = 0; lane < LANES; ++lane) wide[lane] = widen(from[lane]);
-    return load(wide);
-}
-template <class T>
-inline void narrowed(vec from, T* to, int64_t width) {
+inline void narrowed(vec from, T* to, int64_t width) {  // `width` lanes
     float wide[LANES];
     T some[LANES];
     store(wide, from);
@@ -175,6 +162,14 @@ inline void widen_turned(const T* head, const Turn<T>& turn, int64_t place, int6
         to[d] = first * widen(cosines[d]) - second * widen(sines[d]);
         to[d + half] = second * widen(cosines[d + half]) + first * widen(sines[d + half]);
     }
+}
+
+// Has a row of one head on its way before it is needed.
+template <class T>
+inline void fetch(const T* head, int64_t depth) {
+    for (const char* line = reinterpret_cast<const char*>(head);
+         line < reinterpret_cast<const char*>(head + depth); line += 64)
+        __builtin_prefetch(line);
 }
 
 struct Score {
@@ -239,17 +234,32 @@ struct Tile {
     int64_t first, count;    // its queries, by position
 };
 
+struct Row {  // of a tile
+    int64_t place, head;
+};
+
+// As many floats, from an address on at which no vector lies across two lines of a cache.
+class Floats {
+  public:
+    explicit Floats(int64_t count) : vectors(up(count, LANES) / LANES) {}
+    float* data() { return reinterpret_cast<float*>(vectors.data()); }
+
+  private:
+    std::vector<vec> vectors;
+};
+
 // A tile's rows, group by group: queries (depth, GROUP) and results (width, GROUP). And one block
 // of keys (BLOCK, depth) and values (BLOCK, width).
 struct Scratch {
     int64_t depth, width;  // of queries and keys, and of values and results, filled up
-    std::vector<float> queries, results, keys, values, scores;
+    std::vector<Row> rows;
+    Floats queries, results, keys, values, scores;
     std::vector<vec> most, sum;
-    Scratch(int64_t rows, int64_t depth, int64_t value_depth)
-        : depth(up(depth, LANES)), width(up(value_depth, std::max(LANES, STEP))),
-          queries(up(rows, GROUP) * this->depth), results(up(rows, GROUP) * width),
+    Scratch(int64_t count, int64_t depth, int64_t value_depth)
+        : depth(up(depth, LANES)), width(up(value_depth, std::max(LANES, STEP))), rows(count),
+          queries(up(count, GROUP) * this->depth), results(up(count, GROUP) * width),
           keys(BLOCK * this->depth), values(BLOCK * width), scores(BLOCK * GROUP),
-          most(up(rows, GROUP) / LANES), sum(up(rows, GROUP) / LANES) {}
+          most(up(count, GROUP) / LANES), sum(up(count, GROUP) / LANES) {}
     float* queries_of(int64_t row) {
         return queries.data() + row / GROUP * GROUP * depth + row % GROUP;
     }
@@ -318,36 +328,69 @@ void attend_some(int64_t vectors, More&&... more) {
     attend_rows<V>(more...);
 }
 
+// Queries of a tile's first `count` rows, turned, scaled and with rows in lanes. Lanes and columns
+// beyond them hold what was there before.
+template <class T>
+void read_queries(const Rows<const T>& queries, const Turn<T>& turn, int64_t count, int64_t depth,
+                  float scale, Scratch& scratch) {
+    float* wide = scratch.keys.data();  // (LANES, depth); keys come later
+    for (int64_t row = 0; row < count; row += LANES) {
+        for (int64_t r = row; r < std::min(row + LANES, count); ++r) {
+            const auto [place, head] = scratch.rows[r];
+            widen_turned(queries.at(place, head), turn, place, depth,
+                         wide + (r - row) * scratch.depth);
+        }
+        for (int64_t r = row + LANES; r < std::min(row + 2 * LANES, count); ++r)
+            fetch(queries.at(scratch.rows[r].place, scratch.rows[r].head), depth);
+        for (int64_t column = 0; column < depth; column += LANES) {
+            vec square[LANES];
+            for (int r = 0; r < LANES; ++r) square[r] = load(wide + r * scratch.depth + column);
+            transpose(square);
+            float* to = scratch.queries_of(row) + column * GROUP;
+            for (int d = 0; d < LANES; ++d) store(to + d * GROUP, square[d] * scale);
+        }
+    }
+}
+
+// Results of a tile's first `count` rows. Tells whether all are finite.
+template <class T>
+bool write_results(const Rows<T>& results, int64_t count, int64_t value_depth, Scratch& scratch) {
+    ivec broken{};
+    for (int64_t row = 0; row < count; row += LANES) {
+        for (int64_t r = row + LANES; r < std::min(row + 2 * LANES, count); ++r)
+            fetch(results.at(scratch.rows[r].place, scratch.rows[r].head), value_depth);
+        const vec share = 1.0f / scratch.sum[row / LANES];
+        for (int64_t column = 0; column < value_depth; column += LANES) {
+            vec square[LANES];
+            const float* from = scratch.results_of(row) + column * GROUP;
+            for (int d = 0; d < LANES; ++d) square[d] = load(from + d * GROUP) * share;
+            transpose(square);
+            for (int64_t r = row; r < std::min(row + LANES, count); ++r) {
+                const auto [place, head] = scratch.rows[r];
+                const vec result = square[r - row];
+                broken |= ~(result - result == 0.0f);
+                narrowed(result, results.at(place, head) + column,
+                         std::min<int64_t>(LANES, value_depth - column));
+            }
+        }
+    }
+    for (int lane = 0; lane < LANES; ++lane)
+        if (broken[lane]) return false;
+    return true;
+}
+
 // Tells whether all results are finite.
 template <class T>
 bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
                  const Rows<const T>& values, const Rows<T>& results, const Tile& tile,
                  const Turn<T>& turn, int64_t kv_head, int64_t heads, int64_t depth,
                  int64_t value_depth, const Score& score, Scratch& scratch) {
-    const int64_t rows = tile.count * heads;
-    auto each_vector = [&](int64_t columns, auto work) {  // of LANES rows times LANES columns
-        for (int64_t row = 0; row < rows; row += LANES)
-            for (int64_t column = 0; column < columns; column += LANES)
-                work(row, std::min<int64_t>(LANES, rows - row), column,
-                     std::min<int64_t>(LANES, columns - column));
-    };
-    auto place = [&](int64_t row) { return tile.places[tile.first + row / heads]; };
-    auto at = [&](auto& tensor, int64_t row) {
-        return tensor.at(place(row), kv_head * heads + row % heads);
-    };
-    each_vector(depth, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-        vec square[LANES];
-        float* wide = scratch.keys.data();  // which come later
-        if (column == 0)
-            for (int64_t r = 0; r < height; ++r)
-                widen_turned(at(queries, row + r), turn, place(row + r), depth, wide + r * depth);
-        for (int64_t r = 0; r < LANES; ++r)
-            square[r] = r < height ? widened(wide + r * depth + column, width) : vec{};
-        transpose(square);
-        float* to = scratch.queries_of(row) + column * GROUP;
-        for (int d = 0; d < LANES; ++d) store(to + d * GROUP, square[d] * score.scale);
-    });
-    std::fill_n(scratch.results.begin(), up(rows, GROUP) * scratch.width, 0.0f);
+    int64_t rows = 0;
+    for (int64_t position = tile.first; position < tile.first + tile.count; ++position)
+        for (int64_t head = 0; head < heads; ++head)
+            scratch.rows[rows++] = {tile.places[position], kv_head * heads + head};
+    read_queries(queries, turn, rows, depth, score.scale, scratch);
+    std::fill_n(scratch.results.data(), up(rows, GROUP) * scratch.width, 0.0f);
     std::fill_n(scratch.most.begin(), up(rows, LANES) / LANES, all(LOWEST));
     std::fill_n(scratch.sum.begin(), up(rows, LANES) / LANES, vec{});
 
@@ -377,21 +420,7 @@ bool attend_tile(const Rows<const T>& queries, const Rows<const T>& keys,
                                      here, depth, score);
         }
     }
-    ivec broken{};
-    each_vector(value_depth, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-        const vec share = 1.0f / scratch.sum[row / LANES];
-        vec square[LANES];
-        const float* from = scratch.results_of(row) + column * GROUP;
-        for (int d = 0; d < LANES; ++d) square[d] = load(from + d * GROUP) * share;
-        transpose(square);
-        for (int64_t r = 0; r < height; ++r) {
-            broken |= ~(square[r] - square[r] == 0.0f);
-            narrowed(square[r], at(results, row + r) + column, width);
-        }
-    });
-    for (int lane = 0; lane < LANES; ++lane)
-        if (broken[lane]) return false;
-    return true;
+    return write_results(results, rows, value_depth, scratch);
 }
 
 template <class T>
@@ -405,7 +434,8 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(rows, depth, value_depth);
-#pragma omp for schedule(dynamic)
+// all heads of a tile one after the other: they lie side by side
+#pragma omp for schedule(dynamic, kv_heads)
         for (int64_t i = count - 1; i >= 0; --i)  // a text's last tiles see most: they go first
         {
             const Tile& tile = tiles[i / kv_heads];
@@ -432,7 +462,7 @@ extern "C" void rayreward_attention(
     int64_t rows = 0;
     for (int64_t text = 0; text < layout->texts; ++text)
         rows += (layout->lengths[text] - layout->owned_from[text]) * heads;
-    const int64_t groups = rows * kv_heads / (threads * TILES_PER_THREAD) / GROUP;
+    const int64_t groups = rows / (threads * TILES_PER_THREAD) / GROUP;
     const int64_t most =  // queries in a tile
         std::max<int64_t>(1, std::clamp<int64_t>(groups, 1, MOST_GROUPS) * GROUP / heads);
     const int64_t* places = layout->places;
