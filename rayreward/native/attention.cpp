@@ -31,7 +31,8 @@ constexpr int LANES = 4, VECTORS = 3, STEP = 8;  // 24 of 32 on ARM
 constexpr int GROUP = LANES * VECTORS;   // rows
 constexpr int BLOCK = 64;                // keys that are taken at once
 constexpr int64_t MOST_GROUPS = 16;      // of a tile, which share copied keys
-constexpr int64_t TILES_PER_THREAD = 8;  // so that all threads end at about the same time
+constexpr int64_t PIECES = 16;           // a thread, so that all end at about the same time
+constexpr int64_t TURNS = 4;             // in which a thread takes its pieces, at least
 constexpr float UNSEEN = -INFINITY, LOWEST = -1e30f;
 static_assert(BLOCK % STEP == 0);
 
@@ -430,12 +431,13 @@ void attend(const Rows<const T>& queries, const Rows<const T>& keys, const Rows<
             const Score& score, int threads) {
     int64_t rows = 0;
     for (const Tile& tile : tiles) rows = std::max(rows, tile.count * heads);
-    const int64_t count = int64_t(tiles.size()) * kv_heads;
+    const int64_t count = int64_t(tiles.size()) * kv_heads;  // pieces: a tile's rows of one kv_head
+    // heads of a tile lie side by side: one after the other, where there are pieces enough
+    const int64_t together = std::clamp<int64_t>(count / (threads * TURNS), 1, kv_heads);
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(rows, depth, value_depth);
-// all heads of a tile one after the other: they lie side by side
-#pragma omp for schedule(dynamic, kv_heads)
+#pragma omp for schedule(dynamic, together)
         for (int64_t i = count - 1; i >= 0; --i)  // a text's last tiles see most: they go first
         {
             const Tile& tile = tiles[i / kv_heads];
@@ -462,7 +464,7 @@ extern "C" void rayreward_attention(
     int64_t rows = 0;
     for (int64_t text = 0; text < layout->texts; ++text)
         rows += (layout->lengths[text] - layout->owned_from[text]) * heads;
-    const int64_t groups = rows / (threads * TILES_PER_THREAD) / GROUP;
+    const int64_t groups = rows * kv_heads / (threads * PIECES) / GROUP;
     const int64_t most =  // queries in a tile
         std::max<int64_t>(1, std::clamp<int64_t>(groups, 1, MOST_GROUPS) * GROUP / heads);
     const int64_t* places = layout->places;
