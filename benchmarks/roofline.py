@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rayreward.threads import wait_briefly
 
@@ -57,7 +58,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, PretrainedConfig
 
-from rayreward import ModelConfig, Scorer
+from rayreward import ModelConfig, Scorer, panels
 from rayreward.allocator import FreedMemory
 from rayreward.packing import PackedLinear
 from rayreward.types import Branch, Text
@@ -114,10 +115,11 @@ class Products:
         self._rows = [torch.randn(ROWS, columns).to(dtype) for _, columns in shapes]
         plain = [nn.Linear(*shape[::-1], bias=False, dtype=dtype) for shape in shapes]
         plain = [layer.requires_grad_(False) for layer in plain]
-        self._ways: dict[str, list[nn.Module]] = {
-            "F.linear": plain,
-            "oneDNN, ordered": [PackedLinear(layer) for layer in plain],
-        }
+        with patch.object(panels, "is_faster", lambda: False):
+            ordered: list[nn.Module] = [PackedLinear(layer) for layer in plain]
+        self._ways: dict[str, list[nn.Module]] = {"F.linear": plain, "oneDNN, ordered": ordered}
+        if panels.is_faster():
+            self._ways["our own kernel"] = [PackedLinear(layer) for layer in plain]
 
     def rates(self) -> dict[str, float]:
         """FLOP/s of the whole body, were there nothing else."""

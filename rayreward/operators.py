@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 
 import torch
 
-from rayreward.native import OPERATORS
+from rayreward.native import OPERATORS, Kernels, find_kernels
 from rayreward.native.compiler import NotCompiled, compiled
 
 _P = ParamSpec("_P")
@@ -61,12 +61,17 @@ def compile_operators() -> str | None:
     global _enter
     if _enter is None:
         try:
-            with compiled(OPERATORS, _FLAGS) as library:
+            with compiled("operators", OPERATORS, _FLAGS) as library:
                 torch.ops.load_library(library.path)
-                enter: Any = ctypes.CDLL(str(library.path)).rayreward_enter
+                loaded: Any = ctypes.CDLL(str(library.path))
         except (NotCompiled, OSError) as error:
             return str(error)
+        enter, multiply_by = loaded.rayreward_enter, loaded.rayreward_multiply_by
         enter.argtypes, enter.restype = 2 * (ctypes.c_void_p,), None
+        multiply_by.argtypes, multiply_by.restype = (ctypes.c_void_p,), None
+        kernels = find_kernels()
+        if isinstance(kernels, Kernels):
+            multiply_by(ctypes.cast(kernels.linear, ctypes.c_void_p))  # type: ignore[arg-type]
         _enter = enter
     return None
 

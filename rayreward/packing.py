@@ -1,6 +1,7 @@
-"""Linear layers with their weights in the order in which oneDNN reads them.
+"""Linear layers with their weights in the order in which a CPU's products read them.
 
-On a CPU a product with weights in that order is faster than with weights row by row, and its bits
+That is oneDNN's order, or that of our own kernel where it is faster (`rayreward.panels`). A product
+with weights in either is faster than with weights row by row, and its bits
 do not depend on how many rows there are, from two on: those of MKL, which multiplies plain weights,
 do on processors with AVX-512. GPT-2's `Conv1D` is such a layer, too, its weights transposed. The
 ordered weights take the place of the plain ones, so that memory holds them once, and
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rayreward import panels
 from rayreward.operators import define
 
 _ROWS = 2_048
@@ -36,7 +38,7 @@ class PackedLinear(nn.Module):
     """`nn.Linear`, or a `Conv1D`, on a CPU.
 
     Attributes:
-        weight: `(out, in)` in oneDNN's order, perhaps wider than `dtype`.
+        weight: `(out, in)` in the order of products here, perhaps wider than `dtype`.
         bias: `(out,)`, or null.
         dtype: Of the layer that this one replaces, and of its results.
         transposed: Whether that layer's weight is `(in, out)`, as a `Conv1D` has it.
@@ -66,7 +68,7 @@ class PackedLinear(nn.Module):
 
     def plain(self) -> dict[str, torch.Tensor]:
         """Weight and bias as the layer that this one replaces had them, bit for bit."""
-        weight = self.weight.to_dense()
+        weight = unpacked(self.weight)
         held = {"weight": weight.t().contiguous() if self.transposed else weight}
         if self.bias is not None:
             held["bias"] = self.bias
@@ -74,6 +76,8 @@ class PackedLinear(nn.Module):
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if _in_panels(weight):
+        return panels.multiply(rows, weight, bias)
     linear = torch.ops.mkldnn._linear_pointwise.default
     product: torch.Tensor = linear(rows, weight, bias, "none", [], "")
     return product
@@ -82,7 +86,8 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def _like_product(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    return rows.new_empty((*rows.shape[:-1], weight.shape[0]))
+    out = weight.shape[0] * weight.shape[2] if _in_panels(weight) else weight.shape[0]
+    return rows.new_empty((*rows.shape[:-1], out))
 
 
 multiply_in_graph = define("linear", _multiply, _like_product)
@@ -90,9 +95,20 @@ multiply_in_graph = define("linear", _multiply, _like_product)
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """Weights `(out, in)` in oneDNN's order."""
+    """Weights `(out, in)` in the order in which they are multiplied here."""
+    if panels.is_faster() and panels.fits(weight):
+        return panels.to_panels(weight)
     ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
     return ordered
+
+
+def unpacked(weight: torch.Tensor) -> torch.Tensor:
+    """What `packed` was given."""
+    return panels.from_panels(weight) if _in_panels(weight) else weight.to_dense()
+
+
+def _in_panels(weight: torch.Tensor) -> bool:
+    return weight.dim() == 3
 
 
 def is_fast(dtype: torch.dtype) -> bool:

@@ -17,17 +17,19 @@ from typing import Any
 
 from rayreward.native.compiler import NotCompiled, compiled
 
-ATTENTION = Path(__file__).parent / "attention.cpp"
-OPERATORS = Path(__file__).parent / "operators.cpp"
+_HERE = Path(__file__).parent
+KERNELS = (_HERE / "attention.cpp", _HERE / "linear.cpp")
+OPERATORS = (_HERE / "operators.cpp",)
 """Loaded by `rayreward.operators`: it needs torch."""
 
-_ARGUMENTS = (
+_ATTENTION = (
     (ctypes.c_int,)
     + 5 * (ctypes.c_void_p,)
     + 5 * (ctypes.c_int64,)
     + 2 * (ctypes.c_void_p,)
     + (ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int)
 )
+_LINEAR = 4 * (ctypes.c_void_p,) + 3 * (ctypes.c_int64,) + (ctypes.c_int,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,12 @@ class Kernels:
     Attributes:
         identity: Stands for their source, compiler and instructions: 12 hexadecimal digits.
         attention: `rayreward_attention` of `attention.h`. It runs without the interpreter's lock.
+        linear: `rayreward_linear` of `linear.h`, likewise.
     """
 
     identity: str
     attention: Callable[..., None]
+    linear: Callable[..., None]
 
 
 @cache
@@ -58,11 +62,13 @@ def load_kernels() -> Kernels:
     Raises:
         NotCompiled: There is no compiler, it fails, or what it made can't be loaded.
     """
-    with compiled(ATTENTION) as library:
+    with compiled("kernels", KERNELS) as library:
         try:
             loaded = ctypes.CDLL(str(library.path))
         except OSError as error:
             raise NotCompiled(f"{library.path} can't be loaded: {error}. Remove it.") from error
     attention: Any = loaded.rayreward_attention
-    attention.argtypes, attention.restype = _ARGUMENTS, None
-    return Kernels(library.identity, attention)
+    attention.argtypes, attention.restype = _ATTENTION, None
+    linear: Any = loaded.rayreward_linear
+    linear.argtypes, linear.restype = _LINEAR, None
+    return Kernels(library.identity, attention, linear)

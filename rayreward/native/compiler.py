@@ -1,7 +1,7 @@
 """C++ files turned into libraries on first use, and kept for the next process.
 
 Compiled for the processor at hand by the system's C++ compiler. The result is kept in the user's
-cache, under a name that stands for the source, the compiler and the processor's instructions:
+cache, under a name that stands for the sources, the compiler and the processor's instructions:
 another of these is another file.
 """
 
@@ -30,11 +30,11 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A compiled file.
+    """Compiled files.
 
     Attributes:
         path: Of the library.
-        identity: Stands for its source, compiler and instructions: 12 hexadecimal digits.
+        identity: Stands for its sources, compiler and instructions: 12 hexadecimal digits.
     """
 
     path: Path
@@ -42,11 +42,12 @@ class Library:
 
 
 @contextlib.contextmanager
-def compiled(source: Path, flags: Sequence[str] = ()) -> Iterator[Library]:
-    """Compiles a file, or takes what was compiled before.
+def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Iterator[Library]:
+    """Compiles files into a library, or takes what was compiled before.
 
     Args:
-        source: The C++ file; headers beside it may be part of it.
+        name: Of the library.
+        sources: The C++ files, side by side; headers beside them may be part of them.
         flags: Of the compiler, beside `FLAGS`.
 
     Yields:
@@ -56,12 +57,12 @@ def compiled(source: Path, flags: Sequence[str] = ()) -> Iterator[Library]:
         NotCompiled: There is no compiler, or it fails.
     """
     compiler = find_compiler()
-    identity = _identity(compiler, source, flags)
+    identity = _identity(compiler, sources, flags)
     with _cache() as folder:
-        library = folder / f"{source.stem}-{identity}.so"
+        library = folder / f"{name}-{identity}.so"
         with _alone(folder):
             if not library.exists():
-                _compile(compiler, source, flags, library)
+                _compile(compiler, sources, flags, library)
         yield Library(library, identity)
 
 
@@ -78,18 +79,18 @@ def find_compiler() -> str:
     raise NotCompiled(f"no C++ compiler: looked for {asked or ', '.join(COMPILERS)}")
 
 
-def _identity(compiler: str, source: Path, flags: Sequence[str]) -> str:
-    """Of the source and of all that the compiler says of itself and of its target."""
+def _identity(compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> str:
+    """Of the sources and of all that the compiler says of itself and of its target."""
     macros = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    files = [source, *sorted(source.parent.glob("*.h"))]
+    files = [*sources, *sorted(sources[0].parent.glob("*.h"))]
     parts = [*(file.read_bytes() for file in files), repr((FLAGS, flags)).encode(), macros]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
-def _compile(compiler: str, source: Path, flags: Sequence[str], library: Path) -> None:
+def _compile(compiler: str, sources: Sequence[Path], flags: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
-        _run(compiler, *FLAGS, str(source), *flags, "-o", str(made))
+        _run(compiler, *FLAGS, *map(str, sources), *flags, "-o", str(made))
         made.replace(library)
 
 

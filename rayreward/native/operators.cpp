@@ -3,9 +3,11 @@
 // operators.py, for what flat.py and packing.py define. Against torch's stable ABI.
 
 #include "attention.h"
+#include "linear.h"
 
 #include <cmath>
 #include <optional>
+#include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim_cpu.h>
 #include <torch/csrc/stable/library.h>
@@ -20,6 +22,9 @@ using torch::stable::Tensor;
 // The stream that a pass runs over, on the thread that runs it.
 thread_local decltype(&rayreward_attention) kernel = nullptr;
 thread_local Layout* current = nullptr;
+
+// For weights in panels; null where there are none.
+decltype(&rayreward_linear) by_panels = nullptr;
 
 Tensor dense(const Tensor& tensor) {
     return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
@@ -57,8 +62,26 @@ Tensor attention(Tensor queries, Tensor keys, Tensor values, std::optional<Tenso
     return results;
 }
 
-// (…, in) to (…, out), with a weight in oneDNN's order.
+// (…, in) to (…, out), with a weight in panels.
+Tensor linear_by_panels(Tensor rows, const Tensor& panels, const std::optional<Tensor>& bias) {
+    STD_TORCH_CHECK(by_panels, "there is no kernel for weights in panels");
+    const int64_t in = panels.size(1), out = panels.size(0) * panels.size(2);
+    STD_TORCH_CHECK(rows.size(-1) == in, "rows are not as wide as the weight");
+    rows = torch::stable::contiguous(rows);
+    std::vector<int64_t> shape(rows.sizes().begin(), rows.sizes().end());
+    shape.back() = out;
+    Tensor results = torch::stable::new_empty(rows, shape);
+    by_panels(static_cast<const float*>(rows.const_data_ptr()),
+              static_cast<const float*>(panels.const_data_ptr()),
+              bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+              static_cast<float*>(results.mutable_data_ptr()), rows.numel() / in, out, in,
+              torch::stable::get_num_threads());
+    return results;
+}
+
+// The same, or with a weight in oneDNN's order.
 Tensor linear(Tensor rows, Tensor weight, std::optional<Tensor> bias) {
+    if (weight.dim() == 3) return linear_by_panels(rows, weight, bias);
     AtenTensorHandle held = bias ? bias->get() : nullptr, product;
     const char* algorithm = "";
     STABLE_TORCH_ERROR_CODE_CHECK(
@@ -73,6 +96,9 @@ Tensor linear(Tensor rows, Tensor weight, std::optional<Tensor> bias) {
 extern "C" void rayreward_enter(decltype(&rayreward_attention) with, Layout* layout) {
     kernel = with, current = layout;
 }
+
+// From now on weights in panels are multiplied by it, on all threads.
+extern "C" void rayreward_multiply_by(decltype(&rayreward_linear) with) { by_panels = with; }
 
 STABLE_TORCH_LIBRARY_IMPL(rayreward, CPU, library) {
     library.impl("attention", TORCH_BOX(&attention));

@@ -35,7 +35,7 @@ def fake_compiler(path: Path, script: str) -> str:
 def test_kernels_are_compiled_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_kernels()
     [library] = cache.glob("*.so")
-    assert library.name == f"attention-{first.identity}.so"
+    assert library.name == f"kernels-{first.identity}.so"
     assert sorted(path.name for path in cache.iterdir()) == [library.name, "lock"]
     made = library.stat().st_mtime_ns
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled twice"))

@@ -34,6 +34,7 @@ HEAVY = {
     "positions",
     "rotary",
     "packing",
+    "panels",
     "oom",
     "pool",
     "remote",
