@@ -115,8 +115,8 @@ class RewardModel:
     def has_plain_weights(self) -> bool:
         """Whether products take weights in plain order, by kernels that may go by numbers of rows.
 
-        On a CPU those of linear layers are in oneDNN's (`rayreward.packing`), save for what a head
-        has before its last layer.
+        On a CPU those of linear layers are in another order (`rayreward.packing`), save for what a
+        head has before its last layer.
         """
         return any(
             parameter.dim() > 1

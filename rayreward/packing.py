@@ -1,11 +1,11 @@
 """Linear layers with their weights in the order in which a CPU's products read them.
 
 That is oneDNN's order, or that of our own kernel where it is faster (`rayreward.panels`). A product
-with weights in either is faster than with weights row by row, and its bits
-do not depend on how many rows there are, from two on: those of MKL, which multiplies plain weights,
-do on processors with AVX-512. GPT-2's `Conv1D` is such a layer, too, its weights transposed. The
-ordered weights take the place of the plain ones, so that memory holds them once, and
-can be put back into plain order, so that a hash sees what rewards are computed from.
+with weights in either is faster than with weights row by row, and its bits do not depend on how
+many rows there are, from two on: those of MKL, which multiplies plain weights, do on processors
+with AVX-512. GPT-2's `Conv1D` is such a layer, too, its weights transposed. The ordered weights
+take the place of the plain ones, so that memory holds them once, and can be put back into plain
+order, so that a hash sees what rewards are computed from.
 
 Where a processor multiplies half precision more slowly than float32, the weights are held as
 float32, products are computed in it and rounded once. Without instructions for it, it would take

@@ -1,8 +1,8 @@
 """Products of linear layers by our own kernel for CPUs, with weights in panels of 16 of their rows.
 
-On processors with vectors of 256 bits (AVX2, and no AVX-512) oneDNN's products run at two thirds of
-what multiply-adds alone do, these at three quarters and more. In float32 only. A product's bits
-depend on its row alone, by construction, from one row on.
+On processors with vectors of 256 bits (AVX2, and no AVX-512) they are faster than oneDNN's
+(`docs/performance.md`). In float32 only. A product's bits depend on its row alone, by construction,
+from one row on.
 
 Knows the kernel; does not know layers.
 """

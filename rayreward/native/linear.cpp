@@ -1,4 +1,5 @@
-// Linear layers in float32, for CPUs with vectors of 8 floats. Called from panels.py and operators.cpp.
+// Linear layers in float32, for CPUs with vectors of 8 floats. Called from panels.py and
+// operators.cpp.
 //
 // A result is the bias, and then, one after the other, the sums over 256 of a row's columns each. So
 // neither other rows, nor how rows and panels are shared out among threads, moves a bit.
@@ -81,6 +82,7 @@ inline void multiply_some(int64_t count, const Part& part) {
 extern "C" void rayreward_linear(const float* rows, const float* panels, const float* bias,
                                  float* results, int64_t count, int64_t out, int64_t in,
                                  int threads) {
+    if (!count) return;
     static const float zeros[PANEL] = {};
     const int64_t depth = std::min(in, DEPTH);
     const int64_t held = std::max<int64_t>(HELD / depth / ROWS, 1) * ROWS;

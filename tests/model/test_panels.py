@@ -74,6 +74,11 @@ def test_rows_of_another_width_are_refused() -> None:
             multiply(rows[..., :8], held, None)
 
 
+def test_no_rows_give_no_results() -> None:
+    held = panels.to_panels(torch.ones(32, 5))
+    assert panels.multiply(torch.zeros(2, 0, 5), held).shape == (2, 0, 32)
+
+
 def test_only_float32_in_whole_panels_fits() -> None:
     assert panels.fits(torch.zeros(32, 5))
     assert not panels.fits(torch.zeros(31, 5))
