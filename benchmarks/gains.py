@@ -30,12 +30,17 @@ wait_briefly()  # as in an actor
 import torch
 from common import RESULTS, as_table, hardware, pairs, smollm2, versions, write
 
-from rayreward import ModelConfig, Scorer, model
+from rayreward import ModelConfig, Scorer, model, panels
 from rayreward.allocator import FreedMemory
 from rayreward.types import Reward, Text
 
+ORDERED = "weights in the order of their products"
+OWN_PRODUCTS = "a kernel of our own for linear layers"
+"""Only where it is taken: on processors with AVX2 and no AVX-512."""
+
 WITHOUT: dict[str, str] = {
-    "weights in oneDNN's order": "weights in plain order, by F.linear",
+    ORDERED: "weights in plain order, by F.linear",
+    OWN_PRODUCTS: "oneDNN's, weights in its order",
     "a kernel of our own for attention": "blocks, by SDPA's kernel",
     "prefixes once": "prefixes again for each text",
     "pooled tokens only, after the last attention": "all tokens",
@@ -97,6 +102,8 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         plain = load(dtype)
     with patch.object(model, "find_kernels", lambda: "none"):
         blocks = load(dtype)
+    with patch.object(panels, "is_faster", lambda: False):
+        by_onednn = load(dtype)
     compiled = load(dtype, torch_compile=True)
     unshared, small = load(dtype, share_prefixes=False), load(dtype, max_batch_tokens=2_048)
 
@@ -117,7 +124,8 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     ways: dict[str, Callable[[list[list[Text]]], list[float]]] = {
         "": lambda rows: rewards(ours, rows),
-        "weights in oneDNN's order": lambda rows: rewards(plain, rows),
+        ORDERED: lambda rows: rewards(plain, rows),
+        OWN_PRODUCTS: lambda rows: rewards(by_onednn, rows),
         "a kernel of our own for attention": lambda rows: rewards(blocks, rows),
         "prefixes once": lambda rows: rewards(unshared, rows),
         "pooled tokens only, after the last attention": all_tokens,
@@ -125,6 +133,8 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
         "all of it, and no padding": padded,
     }
+    if not panels.is_faster():
+        del ways[OWN_PRODUCTS]
     seconds, apart = take_turns(
         {**ways, COMPILED: lambda rows: rewards(compiled, rows)}, dtype, arguments
     )
