@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rayreward.native import Kernels, find_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +100,24 @@ def _chunk_sums(tensor: torch.Tensor) -> NDArray[np.int64]:
 
 
 def _sums_on_host(words: NDArray[np.int32]) -> NDArray[np.int64]:
-    """By NumPy, on one thread, in buffers that stay in the cache: five times as fast as torch."""
+    """By our own kernel, on all threads, or where there is none by NumPy."""
+    import torch
+
+    kernels = find_kernels()
+    if not isinstance(kernels, Kernels):
+        return _sums_by_numpy(words)
+    low, high = _halves()
+    sums = np.empty((-(-len(words) // _CHUNK_WORDS), _LANES), dtype=np.int64)
+    kernels.hash(
+        *(words.ctypes.data, len(words)),
+        *(low.ctypes.data, high.ctypes.data, _CHUNK_WORDS),
+        *(sums.ctypes.data, torch.get_num_threads()),
+    )
+    return sums
+
+
+def _sums_by_numpy(words: NDArray[np.int32]) -> NDArray[np.int64]:
+    """On one thread, in buffers that stay in the cache: five times as fast as torch."""
     import torch
 
     keys = [key.numpy() for key in _keys(torch.device("cpu"))]
@@ -156,3 +175,13 @@ def _keys(device: torch.device) -> tuple[torch.Tensor, ...]:
     drawn = hashlib.shake_128(b"RayReward weights").digest(_LANES * _CHUNK_WORDS * 8)
     odd = np.frombuffer(drawn, dtype="<i8").astype(np.int64) | 1
     return tuple(torch.from_numpy(odd).reshape(_LANES, -1).to(device).unbind())
+
+
+@cache
+def _halves() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The keys as low + 2^32 · high, both of them signed, `(lanes, chunk)` each."""
+    import torch
+
+    keys = torch.stack(_keys(torch.device("cpu"))).numpy()
+    low = keys.astype(np.int32)
+    return low, ((keys - low) >> 32).astype(np.int32)

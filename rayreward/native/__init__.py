@@ -18,7 +18,7 @@ from typing import Any
 from rayreward.native.compiler import NotCompiled, compiled
 
 _HERE = Path(__file__).parent
-KERNELS = (_HERE / "attention.cpp", _HERE / "linear.cpp")
+KERNELS = tuple(_HERE / f"{name}.cpp" for name in ("attention", "linear", "hash"))
 OPERATORS = (_HERE / "operators.cpp",)
 """Loaded by `rayreward.operators`: it needs torch."""
 
@@ -30,6 +30,11 @@ _ATTENTION = (
     + (ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int)
 )
 _LINEAR = 4 * (ctypes.c_void_p,) + 3 * (ctypes.c_int64,) + (ctypes.c_int,)
+_HASH = (
+    *(ctypes.c_void_p, ctypes.c_int64),
+    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+    *(ctypes.c_void_p, ctypes.c_int),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,13 @@ class Kernels:
         identity: Stands for their source, compiler and instructions: 12 hexadecimal digits.
         attention: `rayreward_attention` of `attention.h`. It runs without the interpreter's lock.
         linear: `rayreward_linear` of `linear.h`, likewise.
+        hash: `rayreward_hash` of `hash.h`, likewise.
     """
 
     identity: str
     attention: Callable[..., None]
     linear: Callable[..., None]
+    hash: Callable[..., None]
 
 
 @cache
@@ -67,8 +74,8 @@ def load_kernels() -> Kernels:
             loaded = ctypes.CDLL(str(library.path))
         except OSError as error:
             raise NotCompiled(f"{library.path} can't be loaded: {error}. Remove it.") from error
-    attention: Any = loaded.rayreward_attention
-    attention.argtypes, attention.restype = _ATTENTION, None
-    linear: Any = loaded.rayreward_linear
-    linear.argtypes, linear.restype = _LINEAR, None
-    return Kernels(library.identity, attention, linear)
+    arguments = {"attention": _ATTENTION, "linear": _LINEAR, "hash": _HASH}
+    functions: dict[str, Any] = {n: loaded[f"rayreward_{n}"] for n in arguments}
+    for name, function in functions.items():
+        function.argtypes, function.restype = arguments[name], None
+    return Kernels(library.identity, **functions)
