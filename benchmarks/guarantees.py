@@ -1,6 +1,6 @@
 """What G1 and G3 cost: looking at the weights, trying G3 at load, and each layout on the same rows.
 
-    python benchmarks/guarantees.py
+    python benchmarks/guarantees.py [--result FILE]
 
 Model: SmolLM2-135M-Instruct with a head drawn from seed 42; rows: 12 pairs a pass. Prints and
 writes JSON. The layouts take turns, so that a machine that slows down slows all of them down.
@@ -8,9 +8,11 @@ writes JSON. The layouts take turns, so that a machine that slows down slows all
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +33,14 @@ def timed(call: Any) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--result", type=Path, default=RESULTS / "guarantees.json")
+    arguments = parser.parse_args()
     torch.set_num_threads(2)
     FreedMemory().keep()
     runs = [measure(smollm2(), dtype) for dtype in ("float32", "bfloat16")]
     result = {"hardware": hardware(), "versions": versions(), "rows": pairs(1)[0], "runs": runs}
-    write(RESULTS / "guarantees.json", result)
+    write(arguments.result, result)
     print(json.dumps(result, indent=1))
 
 
