@@ -102,8 +102,6 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         plain = load(dtype)
     with patch.object(model, "find_kernels", lambda: "none"):
         blocks = load(dtype)
-    with patch.object(panels, "is_faster", lambda: False):
-        by_onednn = load(dtype)
     compiled = load(dtype, torch_compile=True)
     unshared, small = load(dtype, share_prefixes=False), load(dtype, max_batch_tokens=2_048)
 
@@ -125,7 +123,6 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ways: dict[str, Callable[[list[list[Text]]], list[float]]] = {
         "": lambda rows: rewards(ours, rows),
         ORDERED: lambda rows: rewards(plain, rows),
-        OWN_PRODUCTS: lambda rows: rewards(by_onednn, rows),
         "a kernel of our own for attention": lambda rows: rewards(blocks, rows),
         "prefixes once": lambda rows: rewards(unshared, rows),
         "pooled tokens only, after the last attention": all_tokens,
@@ -133,8 +130,10 @@ def measure(dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "8,192 tokens a batch": lambda rows: rewards(small, rows),
         "all of it, and no padding": padded,
     }
-    if not panels.is_faster():
-        del ways[OWN_PRODUCTS]
+    if panels.is_faster():
+        with patch.object(panels, "is_faster", lambda: False):
+            by_onednn = load(dtype)
+        ways[OWN_PRODUCTS] = lambda rows: rewards(by_onednn, rows)
     seconds, apart = take_turns(
         {**ways, COMPILED: lambda rows: rewards(compiled, rows)}, dtype, arguments
     )

@@ -18,23 +18,25 @@ from typing import Any
 from rayreward.native.compiler import NotCompiled, compiled
 
 _HERE = Path(__file__).parent
-KERNELS = tuple(_HERE / f"{name}.cpp" for name in ("attention", "linear", "hash"))
 OPERATORS = (_HERE / "operators.cpp",)
 """Loaded by `rayreward.operators`: it needs torch."""
 
-_ATTENTION = (
-    (ctypes.c_int,)
-    + 5 * (ctypes.c_void_p,)
-    + 5 * (ctypes.c_int64,)
-    + 2 * (ctypes.c_void_p,)
-    + (ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int)
-)
-_LINEAR = 4 * (ctypes.c_void_p,) + 3 * (ctypes.c_int64,) + (ctypes.c_int,)
-_HASH = (
-    *(ctypes.c_void_p, ctypes.c_int64),
-    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
-    *(ctypes.c_void_p, ctypes.c_int),
-)
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "attention": (
+        ctypes.c_int,
+        *5 * (ctypes.c_void_p,),
+        *5 * (ctypes.c_int64,),
+        *2 * (ctypes.c_void_p,),
+        *(ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int),
+    ),
+    "linear": (*4 * (ctypes.c_void_p,), *3 * (ctypes.c_int64,), ctypes.c_int),
+    "hash": (
+        *(ctypes.c_void_p, ctypes.c_int64),
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+        *(ctypes.c_void_p, ctypes.c_int),
+    ),
+}
+"""What each kernel is called with. It has a file and a header of its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,14 @@ def load_kernels() -> Kernels:
     Raises:
         NotCompiled: There is no compiler, it fails, or what it made can't be loaded.
     """
-    with compiled("kernels", KERNELS) as library:
+    sources = [_HERE / f"{name}.cpp" for name in _SIGNATURES]
+    with compiled("kernels", sources) as library:
         try:
             loaded = ctypes.CDLL(str(library.path))
         except OSError as error:
             raise NotCompiled(f"{library.path} can't be loaded: {error}. Remove it.") from error
-    arguments = {"attention": _ATTENTION, "linear": _LINEAR, "hash": _HASH}
-    functions: dict[str, Any] = {n: loaded[f"rayreward_{n}"] for n in arguments}
-    for name, function in functions.items():
-        function.argtypes, function.restype = arguments[name], None
+    functions: dict[str, Any] = {}
+    for name, arguments in _SIGNATURES.items():
+        functions[name] = loaded[f"rayreward_{name}"]
+        functions[name].argtypes, functions[name].restype = arguments, None
     return Kernels(library.identity, **functions)
