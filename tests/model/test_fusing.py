@@ -23,9 +23,10 @@ from rayreward.loading import load_model
 from rayreward.model import RewardModel, trial_batch
 from rayreward.types import Branch
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit:DeprecationWarning"
-)  # the compiler's own
+pytestmark = [
+    pytest.mark.usefixtures("nothing_compiled"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # the compiler's own
+]
 
 
 def load(path: Path, layers: int) -> RewardModel:
@@ -162,7 +163,6 @@ def test_layers_of_more_kinds_than_the_compiler_takes_stay_as_they_are(
         for layer in model._module.model.layers:
             layer.mlp.act_fn = function
     expected = models[2].rewards(texts(50))
-    torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=1):
         assert [settles_fusing(model) for model in models] == [True, True, False]
     assert [is_chained(model) for model in models] == [True, False, False]

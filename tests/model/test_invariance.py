@@ -131,6 +131,7 @@ def test_g3_holds_with_weights_in_plain_order_too(
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize("threads", [3, 5, 16])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

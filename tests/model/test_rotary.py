@@ -103,8 +103,7 @@ def test_whatever_else_it_is_stays_as_it_is(turned: Turned) -> None:
 
 
 @pytest.fixture
-def _compiled_anew() -> Iterator[None]:
-    torch._dynamo.reset()
+def _compiled_anew(nothing_compiled: None) -> Iterator[None]:
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
 
