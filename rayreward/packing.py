@@ -7,10 +7,10 @@ with AVX-512. GPT-2's `Conv1D` is such a layer, too, its weights transposed. The
 take the place of the plain ones, so that memory holds them once, and can be put back into plain
 order, so that a hash sees what rewards are computed from.
 
-Where a processor multiplies half precision more slowly than float32, the weights are held as
-float32, products are computed in it and rounded once. Without instructions for it, it would take
-several times as long; Intel's AVX-512 instructions for bfloat16 run at half of float32's speed,
-unlike AMD's, and unlike the AMX tiles of newer processors.
+Where a processor multiplies half precision more slowly than float32, products are computed in it
+and rounded once, and the weights are held as float32, unless our own kernel takes them as they are.
+Without instructions for it, it would take several times as long; Intel's AVX-512 instructions for
+bfloat16 run at half of float32's speed, unlike AMD's, and unlike the AMX tiles of newer processors.
 
 Knows these layers; does not know what they are part of.
 """
@@ -50,21 +50,22 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.dtype = linear.weight.dtype
         self.transposed = isinstance(linear, Conv1D)
-        self._wide = self.dtype if is_fast(self.dtype) else torch.float32
-        weight = linear.weight.detach().to(self._wide)
-        self.register_buffer(
-            "weight", packed(weight.t().contiguous() if self.transposed else weight)
-        )
+        weight = linear.weight.detach()
+        self.register_buffer("weight", packed(weight.t() if self.transposed else weight))
+        wide = torch.float32 if _in_panels(self.weight) else self.weight.dtype
         self.bias = (
             None
             if linear.bias is None
-            else nn.Parameter(linear.bias.detach().to(self._wide), requires_grad=False)
+            else nn.Parameter(linear.bias.detach().to(wide), requires_grad=False)
         )
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """`(…, in)` to `(…, out)`."""
-        multiply = multiply_in_graph if torch.compiler.is_compiling() else _multiply
-        return multiply(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
+        if torch.compiler.is_compiling():
+            # loops before and after hold float32 anyway, which our own kernel takes, too
+            wide = torch.float32 if _in_panels(self.weight) else self.weight.dtype
+            return multiply_in_graph(rows.to(wide), self.weight, self.bias).to(self.dtype)
+        return _multiply(rows.to(self.weight.dtype), self.weight, self.bias).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:
         """Weight and bias as the layer that this one replaces had them, bit for bit."""
@@ -95,15 +96,22 @@ multiply_in_graph = define("linear", _multiply, _like_product)
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """Weights `(out, in)` in the order in which they are multiplied here."""
+    """Weights `(out, in)` in the order in which they are multiplied here, perhaps wider."""
+    weight = as_multiplied(weight)
     if panels.is_faster() and panels.fits(weight):
         return panels.to_panels(weight)
-    ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
     return ordered
 
 
+def as_multiplied(weight: torch.Tensor) -> torch.Tensor:
+    """Weights `(out, in)` in the precision in which rows are given to products here."""
+    is_taken = is_fast(weight.dtype) or (panels.is_faster() and panels.fits(weight))
+    return weight if is_taken else weight.float()
+
+
 def unpacked(weight: torch.Tensor) -> torch.Tensor:
-    """What `packed` was given."""
+    """What `packed` was given, perhaps wider."""
     return panels.from_panels(weight) if _in_panels(weight) else weight.to_dense()
 
 

@@ -29,7 +29,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *2 * (ctypes.c_void_p,),
         *(ctypes.c_float, ctypes.c_float, ctypes.c_int64, ctypes.c_int),
     ),
-    "linear": (*4 * (ctypes.c_void_p,), *3 * (ctypes.c_int64,), ctypes.c_int),
+    "linear": (
+        *2 * (ctypes.c_int,),
+        *4 * (ctypes.c_void_p,),
+        *3 * (ctypes.c_int64,),
+        ctypes.c_int,
+    ),
     "hash": (
         *(ctypes.c_void_p, ctypes.c_int64),
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),

@@ -1,17 +1,21 @@
-// Linear layers in float32, for CPUs with vectors of 8 floats. Called from panels.py and
+// Linear layers in float32 and bfloat16, for CPUs with vectors of 8 floats. Called from panels.py and
 // operators.cpp.
 //
-// A result is the bias, and then, one after the other, the sums over 256 of a row's columns each. So
-// neither other rows, nor how rows and panels are shared out among threads, moves a bit.
+// A result is the bias, and then, one after the other, the sums over 256 of a row's columns each, in
+// float32, rounded once. So neither other rows, nor how rows and panels are shared out among threads,
+// moves a bit.
 //
 // 6 rows by the 16 results of a panel are summed in registers at once. Some rows meet panel after
 // panel, so few that they stay in a core's second cache, and many enough for a panel that comes from
-// far to be worth its way (as in Goto and van de Geijn, 2008).
+// far to be worth its way (as in Goto and van de Geijn, 2008). Rows in bfloat16 are widened before,
+// once for all panels; a panel, which is met once for a few rows, as it is read.
 
 #include "linear.h"
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -25,6 +29,12 @@ constexpr int64_t AHEAD = 16;       // columns of a panel that are asked for bef
 static_assert(DEPTH % SUMMED == 0);
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_bits __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
 
 inline vec load(const float* from) {
     vec value;
@@ -33,27 +43,68 @@ inline vec load(const float* from) {
 }
 inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 
+// The results of one of a panel's columns.
+inline void load_column(const float* from, vec& first, vec& second) {
+    first = load(from), second = load(from + LANES);
+}
+inline void load_column(const BFloat16* from, vec& first, vec& second) {  // one of each, in turns
+    bits both;
+    std::memcpy(&both, from, sizeof both);
+    first = (vec)(both << 16), second = (vec)(both & 0xffff0000u);
+}
+
+inline void widen(const BFloat16* from, float* __restrict to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t wide = uint32_t(from[i].bits) << 16;
+        std::memcpy(to + i, &wide, sizeof wide);
+    }
+}
+inline void narrow(const float* from, BFloat16* to) {  // a panel's results
+    for (int v = 0; v < VECTORS; ++v) {
+        const bits wide = (bits)load(from + v * LANES);
+        const bits rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;  // ties to even
+        const bits result = (wide & 0x7fffffff) > 0x7f800000 ? bits{} + 0x7fc0 : rounded;  // NaN
+        const half_bits narrowed = __builtin_convertvector(result, half_bits);
+        std::memcpy(to + v * LANES, &narrowed, sizeof narrowed);
+    }
+}
+
+// As many floats, from an address on at which no vector lies across two lines of a cache.
+class Floats {
+  public:
+    explicit Floats(int64_t count) : vectors((count + LANES - 1) / LANES) {}
+    float* data() { return reinterpret_cast<float*>(vectors.data()); }
+
+  private:
+    std::vector<vec> vectors;
+};
+
 constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
+template <class W>
 struct Part {  // of a product
-    const float *rows, *panel, *start;  // start: bias, zeros, or the sums over the columns before
+    const float* rows;
+    const W* panel;
+    const float* start;  // bias, zeros, or the sums over the columns before
     float* results;
     int64_t in, out, apart;  // from row to row of rows, of results and of start
     int64_t columns;
 };
 
 // COUNT rows by one panel.
-template <int COUNT>
-inline void multiply(const Part& part) {
+template <int COUNT, class W>
+inline void multiply(const Part<W>& part) {
     const float* start = part.start;
     int64_t apart = part.apart;
     for (int64_t begin = 0; begin < part.columns; begin += SUMMED) {
         vec sums[COUNT][VECTORS] = {};
-        const float *rows = part.rows + begin, *panel = part.panel + begin * PANEL;
+        const float* rows = part.rows + begin;
+        const W* panel = part.panel + begin * PANEL;
         const int64_t in = part.in, columns = std::min(SUMMED, part.columns - begin);
         for (int64_t k = 0; k < columns; ++k) {
             __builtin_prefetch(panel + (k + AHEAD) * PANEL);
-            const vec first = load(panel + k * PANEL), second = load(panel + k * PANEL + LANES);
+            vec first, second;
+            load_column(panel + k * PANEL, first, second);
 #pragma GCC unroll 6
             for (int r = 0; r < COUNT; ++r) {
                 const vec factor = rows[r * in + k] - vec{};
@@ -70,19 +121,18 @@ inline void multiply(const Part& part) {
 }
 
 // The same for `count` of them, COUNT at most.
-template <int COUNT>
-inline void multiply_some(int64_t count, const Part& part) {
+template <int COUNT, class W>
+inline void multiply_some(int64_t count, const Part<W>& part) {
     if constexpr (COUNT > 1)
         if (count < COUNT) return multiply_some<COUNT - 1>(count, part);
     multiply<COUNT>(part);
 }
 
-}  // namespace
-
-extern "C" void rayreward_linear(const float* rows, const float* panels, const float* bias,
-                                 float* results, int64_t count, int64_t out, int64_t in,
-                                 int threads) {
-    if (!count) return;
+// T: rows and results; W: weight.
+template <class T, class W>
+void multiply_all(const T* rows, const W* panels, const float* bias, T* results, int64_t count,
+                  int64_t out, int64_t in, int threads) {
+    constexpr bool IS_WIDE = std::is_same_v<T, float>;
     static const float zeros[PANEL] = {};
     const int64_t depth = std::min(in, DEPTH);
     const int64_t held = std::max<int64_t>(HELD / depth / ROWS, 1) * ROWS;
@@ -90,20 +140,66 @@ extern "C" void rayreward_linear(const float* rows, const float* panels, const f
     const int64_t block = parts(parts(count, blocks), ROWS) * ROWS;  // rows, about as many in each
     const int64_t turns = std::min(parts(threads * PIECES, blocks), out / PANEL);
     const int64_t some = parts(out / PANEL, turns);  // panels
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
-    for (int64_t begin = 0; begin < count; begin += block)
-        for (int64_t from = 0; from < out / PANEL; from += some) {
-            const int64_t end = std::min(begin + block, count);
-            for (int64_t k = 0; k < in; k += depth)
-                for (int64_t p = from; p < std::min(from + some, out / PANEL); ++p) {
-                    const float* first = bias ? bias + p * PANEL : zeros;
-                    for (int64_t row = begin; row < end; row += ROWS) {
-                        float* to = results + row * out + p * PANEL;
-                        multiply_some<ROWS>(end - row,
-                                            {rows + row * in + k, panels + (p * in + k) * PANEL,
-                                             k ? to : first, to, in, out, k ? out : 0,
-                                             std::min(depth, in - k)});
+    const int64_t waiting = in > depth ? some : 1;   // panels whose sums are not rounded yet
+#pragma omp parallel num_threads(threads)
+    {
+        Floats widened(IS_WIDE ? 0 : block * depth);
+        Floats sums(IS_WIDE ? 0 : waiting * block * PANEL);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t begin = 0; begin < count; begin += block)
+            for (int64_t from = 0; from < out / PANEL; from += some) {
+                const int64_t many = std::min(block, count - begin);
+                for (int64_t k = 0; k < in; k += depth) {
+                    const int64_t columns = std::min(depth, in - k);
+                    Part<W> part{};
+                    part.columns = columns;
+                    const float* given = widened.data();
+                    if constexpr (IS_WIDE) {
+                        given = rows + begin * in + k, part.in = in, part.out = out;
+                    } else {
+                        part.in = columns, part.out = PANEL;
+                        for (int64_t r = 0; r < many; ++r)
+                            widen(rows + (begin + r) * in + k, widened.data() + r * columns,
+                                  columns);
+                    }
+                    for (int64_t p = from; p < std::min(from + some, out / PANEL); ++p) {
+                        T* to = results + begin * out + p * PANEL;
+                        float* sum = sums.data() + (p - from) % waiting * block * PANEL;
+                        if constexpr (IS_WIDE) sum = to;
+                        part.panel = panels + (p * in + k) * PANEL;
+                        part.apart = k ? part.out : 0;
+                        for (int64_t row = 0; row < many; row += ROWS) {
+                            part.rows = given + row * part.in;
+                            part.results = sum + row * part.out;
+                            part.start = k ? part.results : bias ? bias + p * PANEL : zeros;
+                            multiply_some<ROWS>(many - row, part);
+                        }
+                        if constexpr (!IS_WIDE)
+                            if (k + columns == in)
+                                for (int64_t r = 0; r < many; ++r)
+                                    narrow(sum + r * PANEL, to + r * out);
                     }
                 }
-        }
+            }
+    }
+}
+
+}  // namespace
+
+extern "C" void rayreward_linear(int rows_are_bfloat16, int panels_are_bfloat16, const void* rows,
+                                 const void* panels, const float* bias, void* results,
+                                 int64_t count, int64_t out, int64_t in, int threads) {
+    if (!count) return;
+    const auto multiply = [&](auto of_rows, auto of_panels) {
+        using T = decltype(of_rows);
+        using W = decltype(of_panels);
+        multiply_all(static_cast<const T*>(rows), static_cast<const W*>(panels), bias,
+                     static_cast<T*>(results), count, out, in, threads);
+    };
+    if (rows_are_bfloat16)
+        multiply(BFloat16{}, BFloat16{});
+    else if (panels_are_bfloat16)
+        multiply(float{}, BFloat16{});
+    else
+        multiply(float{}, float{});
 }

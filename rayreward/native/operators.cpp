@@ -67,14 +67,18 @@ Tensor linear_by_panels(Tensor rows, const Tensor& panels, const std::optional<T
     STD_TORCH_CHECK(by_panels, "there is no kernel for weights in panels");
     const int64_t in = panels.size(1), out = panels.size(0) * panels.size(2);
     STD_TORCH_CHECK(rows.size(-1) == in, "rows are not as wide as the weight");
+    const bool is_bfloat16 = panels.scalar_type() == ScalarType::BFloat16;
+    STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float ||
+                        (is_bfloat16 && rows.scalar_type() == ScalarType::BFloat16),
+                    "rows are of another precision than the weight");
     rows = torch::stable::contiguous(rows);
     std::vector<int64_t> shape(rows.sizes().begin(), rows.sizes().end());
     shape.back() = out;
     Tensor results = torch::stable::new_empty(rows, shape);
-    by_panels(static_cast<const float*>(rows.const_data_ptr()),
-              static_cast<const float*>(panels.const_data_ptr()),
+    by_panels(rows.scalar_type() == ScalarType::BFloat16, is_bfloat16, rows.const_data_ptr(),
+              panels.const_data_ptr(),
               bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
-              static_cast<float*>(results.mutable_data_ptr()), rows.numel() / in, out, in,
+              results.mutable_data_ptr(), rows.numel() / in, out, in,
               torch::stable::get_num_threads());
     return results;
 }

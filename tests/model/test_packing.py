@@ -80,26 +80,29 @@ def test_g3_rows_keep_their_bits_in_any_number(shape: tuple[int, int], threads: 
 
 
 @pytest.mark.parametrize(
-    ("name", "tiles", "has_instructions", "wide"),
+    ("name", "tiles", "has_instructions", "has_kernel", "wide"),
     [
-        ("Intel Xeon", False, True, True),
-        ("Intel Xeon", True, True, False),
-        ("AMD EPYC", False, True, False),
-        ("AMD EPYC", False, False, True),
+        ("Intel Xeon", False, True, False, True),
+        ("Intel Xeon", True, True, False, False),
+        ("AMD EPYC", False, True, False, False),
+        ("AMD EPYC", False, False, False, True),
+        ("AMD EPYC", False, False, True, False),
     ],
 )
 def test_bfloat16_is_held_wide_where_its_products_would_be_slower(
-    monkeypatch: pytest.MonkeyPatch, name: str, tiles: bool, has_instructions: bool, wide: bool
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    tiles: bool,
+    has_instructions: bool,
+    has_kernel: bool,
+    wide: bool,
 ) -> None:
     has = {"cpu_name": name, "amx_bf16": tiles}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setattr(packing, "has_bfloat16", lambda: has_instructions)
-    monkeypatch.setattr(packing, "packed", lambda weight: weight)  # oneDNN looks for them itself
-    layer = PackedLinear(nn.Linear(8, 8, dtype=torch.bfloat16))
-    assert (layer.weight.dtype, layer.dtype) == (
-        torch.float32 if wide else torch.bfloat16,
-        torch.bfloat16,
-    )
+    monkeypatch.setattr(packing.panels, "is_faster", lambda: has_kernel)
+    held = packing.as_multiplied(torch.ones(16, 8, dtype=torch.bfloat16))
+    assert held.dtype == (torch.float32 if wide else torch.bfloat16)
 
 
 def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
