@@ -52,19 +52,18 @@ class PackedLinear(nn.Module):
         self.transposed = isinstance(linear, Conv1D)
         weight = linear.weight.detach()
         self.register_buffer("weight", packed(weight.t() if self.transposed else weight))
-        wide = torch.float32 if _in_panels(self.weight) else self.weight.dtype
+        self._wide = torch.float32 if _in_panels(self.weight) else self.weight.dtype
         self.bias = (
             None
             if linear.bias is None
-            else nn.Parameter(linear.bias.detach().to(wide), requires_grad=False)
+            else nn.Parameter(linear.bias.detach().to(self._wide), requires_grad=False)
         )
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """`(…, in)` to `(…, out)`."""
         if torch.compiler.is_compiling():
             # loops before and after hold float32 anyway, which our own kernel takes, too
-            wide = torch.float32 if _in_panels(self.weight) else self.weight.dtype
-            return multiply_in_graph(rows.to(wide), self.weight, self.bias).to(self.dtype)
+            return multiply_in_graph(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
         return _multiply(rows.to(self.weight.dtype), self.weight, self.bias).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@
 // et al., 2022).
 
 #include "attention.h"
+#include "floats.h"
 
 #include <algorithm>
 #include <cmath>
@@ -98,27 +99,6 @@ inline vec capped(vec x, float cap) {  // cap · tanh(x / cap)
     vec away = exponential(x < 0.0f ? x * (2.0f / cap) : x * (-2.0f / cap));
     vec size = (1.0f - away) / (1.0f + away) * cap;
     return x < 0.0f ? -size : size;
-}
-
-struct BFloat16 {
-    uint16_t bits;
-};
-inline float widen(float value) { return value; }
-inline float widen(BFloat16 value) {
-    uint32_t bits = uint32_t(value.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, 4);
-    return wide;
-}
-inline void narrow(float value, float& to) { to = value; }
-inline void narrow(float value, BFloat16& to) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if (std::isnan(value)) {
-        to.bits = 0x7fc0;
-    } else {
-        to.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
-    }
 }
 
 template <class T>
@@ -239,22 +219,12 @@ struct Row {  // of a tile
     int64_t place, head;
 };
 
-// As many floats, from an address on at which no vector lies across two lines of a cache.
-class Floats {
-  public:
-    explicit Floats(int64_t count) : vectors(up(count, LANES) / LANES) {}
-    float* data() { return reinterpret_cast<float*>(vectors.data()); }
-
-  private:
-    std::vector<vec> vectors;
-};
-
 // A tile's rows, group by group: queries (depth, GROUP) and results (width, GROUP). And one block
 // of keys (BLOCK, depth) and values (BLOCK, width).
 struct Scratch {
     int64_t depth, width;  // of queries and keys, and of values and results, filled up
     std::vector<Row> rows;
-    Floats queries, results, keys, values, scores;
+    Floats<vec> queries, results, keys, values, scores;
     std::vector<vec> most, sum;
     Scratch(int64_t count, int64_t depth, int64_t value_depth)
         : depth(up(depth, LANES)), width(up(value_depth, std::max(LANES, STEP))), rows(count),

@@ -10,12 +10,12 @@
 // far to be worth its way (as in Goto and van de Geijn, 2008). Rows in bfloat16 are widened before,
 // once for all panels; a panel, which is met once for a few rows, as it is read.
 
+#include "floats.h"
 #include "linear.h"
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
-#include <vector>
 
 namespace {
 
@@ -31,10 +31,6 @@ static_assert(DEPTH % SUMMED == 0);
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * LANES)));
-
-struct BFloat16 {
-    uint16_t bits;
-};
 
 inline vec load(const float* from) {
     vec value;
@@ -53,13 +49,8 @@ inline void load_column(const BFloat16* from, vec& first, vec& second) {  // one
     first = (vec)(both << 16), second = (vec)(both & 0xffff0000u);
 }
 
-inline void widen(const BFloat16* from, float* __restrict to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-        const uint32_t wide = uint32_t(from[i].bits) << 16;
-        std::memcpy(to + i, &wide, sizeof wide);
-    }
-}
-inline void narrow(const float* from, BFloat16* to) {  // a panel's results
+// The results of a row, rounded as `narrow` does.
+inline void narrow_panel(const float* from, BFloat16* to) {
     for (int v = 0; v < VECTORS; ++v) {
         const bits wide = (bits)load(from + v * LANES);
         const bits rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;  // ties to even
@@ -68,16 +59,6 @@ inline void narrow(const float* from, BFloat16* to) {  // a panel's results
         std::memcpy(to + v * LANES, &narrowed, sizeof narrowed);
     }
 }
-
-// As many floats, from an address on at which no vector lies across two lines of a cache.
-class Floats {
-  public:
-    explicit Floats(int64_t count) : vectors((count + LANES - 1) / LANES) {}
-    float* data() { return reinterpret_cast<float*>(vectors.data()); }
-
-  private:
-    std::vector<vec> vectors;
-};
 
 constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -143,8 +124,8 @@ void multiply_all(const T* rows, const W* panels, const float* bias, T* results,
     const int64_t waiting = in > depth ? some : 1;   // panels whose sums are not rounded yet
 #pragma omp parallel num_threads(threads)
     {
-        Floats widened(IS_WIDE ? 0 : block * depth);
-        Floats sums(IS_WIDE ? 0 : waiting * block * PANEL);
+        Floats<vec> widened(IS_WIDE ? 0 : block * depth);
+        Floats<vec> sums(IS_WIDE ? 0 : waiting * block * PANEL);
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t begin = 0; begin < count; begin += block)
             for (int64_t from = 0; from < out / PANEL; from += some) {
@@ -159,8 +140,9 @@ void multiply_all(const T* rows, const W* panels, const float* bias, T* results,
                     } else {
                         part.in = columns, part.out = PANEL;
                         for (int64_t r = 0; r < many; ++r)
-                            widen(rows + (begin + r) * in + k, widened.data() + r * columns,
-                                  columns);
+                            for (int64_t c = 0; c < columns; ++c)
+                                widened.data()[r * columns + c] =
+                                    widen(rows[(begin + r) * in + k + c]);
                     }
                     for (int64_t p = from; p < std::min(from + some, out / PANEL); ++p) {
                         T* to = results + begin * out + p * PANEL;
@@ -177,7 +159,7 @@ void multiply_all(const T* rows, const W* panels, const float* bias, T* results,
                         if constexpr (!IS_WIDE)
                             if (k + columns == in)
                                 for (int64_t r = 0; r < many; ++r)
-                                    narrow(sum + r * PANEL, to + r * out);
+                                    narrow_panel(sum + r * PANEL, to + r * out);
                     }
                 }
             }

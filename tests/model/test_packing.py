@@ -101,8 +101,13 @@ def test_bfloat16_is_held_wide_where_its_products_would_be_slower(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setattr(packing, "has_bfloat16", lambda: has_instructions)
     monkeypatch.setattr(packing.panels, "is_faster", lambda: has_kernel)
-    held = packing.as_multiplied(torch.ones(16, 8, dtype=torch.bfloat16))
-    assert held.dtype == (torch.float32 if wide else torch.bfloat16)
+    # oneDNN looks for them itself
+    monkeypatch.setattr(packing, "packed", packing.as_multiplied)
+    layer = PackedLinear(nn.Linear(8, 16, dtype=torch.bfloat16))
+    assert (layer.weight.dtype, layer.dtype) == (
+        torch.float32 if wide else torch.bfloat16,
+        torch.bfloat16,
+    )
 
 
 def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
