@@ -28,7 +28,7 @@ from rayreward.config import ModelConfig
 from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint, Proof
 from rayreward.meter import ModelTime
-from rayreward.preferences import RowFormat, RowKind, check_schema, to_sample
+from rayreward.preferences import RowFormat, RowKind, check_schema, items_of, to_samples
 from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
 from rayreward.shards import Shard
@@ -277,7 +277,7 @@ class RewardActor:
             batch = pa.Table.from_batches([batch])
         if isinstance(batch, pa.Table):
             return self._score_single_table(batch)
-        outcomes = self.score_groups([[item] for item in batch])
+        outcomes = self.score_groups([[item] for item in items_of(batch)])
         return np.array([reward_or_nan(group[0]) for group in outcomes], dtype=np.float32)
 
     def score_groups(self, groups: Sequence[Sequence[Any]]) -> list[list[Outcome]]:
@@ -286,7 +286,7 @@ class RewardActor:
         Returns:
             For each group what became of its items, in order.
         """
-        return self._loaded.score_groups([[to_sample(item) for item in group] for group in groups])
+        return self._loaded.score_groups([to_samples(group) for group in groups])
 
     def score_samples(self, groups: Sequence[Sequence[Sample]]) -> list[list[Outcome]]:
         """Scores groups of samples that may begin alike; as `score_groups`, of what it makes."""

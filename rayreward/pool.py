@@ -23,7 +23,7 @@ from rayreward.fingerprint import Fingerprint
 from rayreward.job import PreparedJob, prepare_job
 from rayreward.keeper import Status
 from rayreward.local import LocalEngine
-from rayreward.preferences import check_schema, to_sample
+from rayreward.preferences import check_schema, items_of, to_sample, to_samples, to_table
 from rayreward.remote import RemoteEngine
 from rayreward.report import JobReport
 from rayreward.types import Failure, Outcome, Version
@@ -272,7 +272,7 @@ class RewardPool:
             the log; `score_table` and `score_audited` say of each one why.
 
         Raises:
-            DataError: An item is none of these.
+            DataError: It is one item and no batch, or an item is none of these.
             PoolTimeoutError: They were not there in time.
         """
         return self.score_audited(batch, timeout_s=timeout_s).checked_rewards()
@@ -291,7 +291,7 @@ class RewardPool:
         self, batch: Iterable[Any], *, timeout_s: float | None = None
     ) -> AuditedRewards:
         """Like `score`; says of each reward what it comes from, or why there is none."""
-        groups = [[to_sample(item)] for item in batch]
+        groups = [[sample] for sample in to_samples(batch)]
         outcomes, version = self._engine.score_groups(groups, timeout_s)
         return AuditedRewards([group[0] for group in outcomes], version)
 
@@ -306,13 +306,15 @@ class RewardPool:
             patient: Whether to try again while a pool with a name is busy.
 
         Raises:
-            DataError: An item is none of these.
+            DataError: It is one item and no batch, or an item is none of these.
             PoolTimeoutError: They were not there in time.
             PoolBusyError: Too much waits in the pool already, and `patient` is false.
         """
         if isinstance(self._engine, LocalEngine):
-            return await asyncio.to_thread(self.score_audited, list(batch), timeout_s=timeout_s)
-        groups = [[to_sample(item)] for item in batch]
+            return await asyncio.to_thread(
+                self.score_audited, list(items_of(batch)), timeout_s=timeout_s
+            )
+        groups = [[sample] for sample in to_samples(batch)]
         outcomes, version = await self._engine.score_groups_async(
             groups, timeout_s, patient=patient
         )
@@ -337,7 +339,7 @@ class RewardPool:
             N arrays, the i-th of shape `(K_i,)`. NaN where a completion can't be scored.
 
         Raises:
-            DataError: There are not as many lists as prompts.
+            DataError: There are not as many lists as prompts, or one is no list.
             PoolTimeoutError: The rewards were not there in time.
         """
         if len(prompts) != len(completions):
@@ -346,27 +348,29 @@ class RewardPool:
                 "list for each prompt."
             )
         groups = [
-            [to_sample({"prompt": prompt, "completion": completion}) for completion in group]
-            for prompt, group in zip(prompts, completions, strict=True)
+            [to_sample({"prompt": prompt, "completion": one}) for one in items_of(group)]
+            for prompt, group in zip(items_of(prompts), completions, strict=True)
         ]
         outcomes, version = self._engine.score_groups(groups, timeout_s)
         _warn_of_failures([outcome for group in outcomes for outcome in group])
         return [AuditedRewards(group, version).rewards for group in outcomes]
 
-    def score_table(self, table: pa.Table, *, timeout_s: float | None = None) -> pa.Table:
-        """Scores an Arrow table of any row format.
+    def score_table(self, table: Any, *, timeout_s: float | None = None) -> pa.Table:
+        """Scores a table of any row format.
 
         Args:
-            table: The rows.
+            table: The rows: an Arrow table or record batch, or a data frame of pandas or polars.
             timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:
-            The table with the reward and audit columns added (`rayreward.columns`).
+            An Arrow table with the reward and audit columns added (`rayreward.columns`).
 
         Raises:
-            DataError: The columns are of no known row format, or already named like the added ones.
+            DataError: It is no table, its columns are of no known row format, or already named like
+                the added ones.
             PoolTimeoutError: The rewards were not there in time.
         """
+        table = to_table(table)
         row_format = check_schema(table.schema)
         check_free(table.schema, row_format.kind)
         read = table.select(list(row_format.read))

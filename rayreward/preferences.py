@@ -130,6 +130,56 @@ def _read_rows(table: pa.Table) -> Iterator[dict[str, object] | Failure]:
                 yield Failure(Status.MALFORMED, f"the row is not valid UTF-8: {error}")
 
 
+def to_samples(batch: Iterable[Any]) -> list[Sample]:
+    """Reads an in-memory batch, item by item.
+
+    Raises:
+        DataError: It is one item and no batch, or an item is none that `to_sample` takes.
+    """
+    return [to_sample(item) for item in items_of(batch)]
+
+
+def items_of(batch: Iterable[Any]) -> Iterable[Any]:
+    """A batch as it is, if it is one.
+
+    Raises:
+        DataError: It is one item, or a data frame, which would fall apart into characters or names.
+    """
+    if isinstance(batch, str | bytes | Mapping):
+        raise DataError(
+            f"Expected a list of what to score, and got one {type(batch).__name__}. Put it into a "
+            "list, and look for the reward at [0]."
+        )
+    if hasattr(batch, "columns"):  # as tables of pandas, polars and Arrow have
+        raise DataError(
+            f"Expected a list of what to score, and got a {type(batch).__name__}. Pass it to "
+            "score_table, or one of its columns as a list."
+        )
+    return batch
+
+
+def to_table(rows: Any) -> pa.Table:
+    """Rows as an Arrow table: one, a record batch, or what exports one, as data frames do.
+
+    Source: the Arrow PyCapsule interface, `__arrow_c_stream__`, of pandas, polars and others.
+
+    Raises:
+        DataError: It is nothing of the kind.
+    """
+    import pyarrow as pa
+
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if hasattr(rows, "__arrow_c_stream__"):
+        return pa.table(rows)
+    raise DataError(
+        f"Expected a table, and got a {type(rows).__name__}. Pass an Arrow table, a data frame of "
+        'pandas or polars, or of a datasets.Dataset what with_format("arrow")[:] gives.'
+    )
+
+
 def to_sample(item: Any) -> Sample:
     """Reads one item of an in-memory batch.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import isfinite
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from rayreward.loading import load_model
 from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
 from rayreward.oom import Halving, Parts, read
-from rayreward.preferences import RowFormat, read_samples
+from rayreward.preferences import RowFormat, read_samples, to_samples
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.turns import Turns
@@ -89,16 +90,20 @@ class Scorer:
         tokenizer = Tokenizer(hf, max_length=max_length, truncation=config.truncation)
         return cls(model, tokenizer, checkpoint, config, invariance, budget)
 
-    def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """Scores samples, whatever mix of text and conversations.
+    def score(self, batch: Iterable[Any]) -> list[Outcome]:
+        """Scores what `RewardPool.score` takes: texts, records, conversations, samples.
 
         Returns:
-            For each sample, in order, its reward or the reason why it has none.
+            For each item, in order, its reward or the reason why it has none.
 
         Raises:
+            DataError: It is one item and no batch, or an item is none of these.
             ModelError: There are conversations but the model has no chat template.
         """
-        return [outcomes[0] for outcomes in self.score_groups([[sample] for sample in samples])]
+        return [
+            outcomes[0]
+            for outcomes in self.score_groups([[sample] for sample in to_samples(batch)])
+        ]
 
     def score_groups(
         self, groups: Sequence[Sequence[Sample]], time_spent: ModelTime | None = None

@@ -8,9 +8,11 @@ import inspect
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -83,6 +85,20 @@ def test_score_refuses_what_it_does_not_know(pool: RewardPool) -> None:
         pool.score(["fine", 7])
 
 
+def test_one_text_is_not_scored_letter_by_letter(pool: RewardPool, ray_cluster: Any) -> None:
+    ways: list[Callable[[], Any]] = [
+        lambda: pool.score("fine"),
+        lambda: asyncio.run(pool.score_async("fine")),
+        lambda: pool.score({"prompt": "fine ", "completion": "weather"}),
+        lambda: pool.score_completions(["fine "], ["weather"]),
+        lambda: pool.score_completions("f", [["weather"]]),
+        lambda: ray_cluster.get(pool.actors[0].score_batch.remote("fine")),
+    ]
+    for way in ways:
+        with pytest.raises(DataError, match="Put it into a list"):
+            way()
+
+
 def test_score_async_lets_others_run(pool: RewardPool, expected: list[float]) -> None:
     async def both() -> list[Any]:
         return await asyncio.gather(pool.score_async(TEXTS[:100]), pool.score_async(TEXTS[100:]))
@@ -119,6 +135,12 @@ def test_score_table_takes_views_of_text(pool: RewardPool) -> None:
     scored = pool.score_table(pa.table({"text": text}))
     assert scored["text"].type == pa.string_view()
     assert scored["reward"].to_pylist() == pytest.approx(pool.score(TEXTS[:100]).tolist(), abs=1e-6)
+
+
+def test_score_table_takes_data_frames(pool: RewardPool) -> None:
+    scored = pool.score_table(pd.DataFrame({"text": TEXTS[:10]}, index=range(5, 15)))
+    assert scored.to_pandas().index.tolist() == list(range(5, 15))
+    assert scored["reward"].to_pylist() == pytest.approx(pool.score(TEXTS[:10]).tolist(), abs=1e-6)
 
 
 def test_actors_score_batches_of_every_kind(pool: RewardPool, ray_cluster: Any) -> None:

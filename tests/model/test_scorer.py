@@ -14,7 +14,7 @@ import torch
 from tiny import flip_one_bit, make_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from rayreward import ModelConfig, ModelError, Scorer
+from rayreward import DataError, ModelConfig, ModelError, Scorer
 from rayreward.meter import ModelTime
 from rayreward.preferences import check_schema
 from rayreward.types import Conversation, Failure, Reward, Status, Text
@@ -84,6 +84,15 @@ def test_nan_of_one_text_costs_no_other_its_reward(
     outcomes = subject.score(samples)
     assert getattr(outcomes.pop(2), "status", None) is Status.NOT_FINITE
     assert values(outcomes) == [*expected[:2], expected[3]]
+
+
+def test_score_takes_what_a_pool_takes(scorer: Scorer) -> None:
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4."}]
+    items = ["fine weather", {"prompt": "fine ", "completion": "weather"}, turns]
+    samples = [Text("", "fine weather"), Text("fine ", "weather"), Conversation(turns)]
+    assert scorer.score(iter(items)) == scorer.score(samples)
+    with pytest.raises(DataError, match="Can't score a value of type int"):
+        scorer.score(["a", 3])
 
 
 def test_score_reports_failures_in_their_places(scorer: Scorer) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -19,6 +21,8 @@ from rayreward.preferences import (
     find_format,
     is_conversational,
     to_sample,
+    to_samples,
+    to_table,
 )
 from rayreward.types import Conversation, Failure, Sample, Status, Text
 
@@ -560,6 +564,42 @@ def test_preferences_item_with_several_rewards_is_sent_elsewhere(item: Any) -> N
     message = str(caught.value)
     assert f"A record with {' and '.join(item)} has more than one reward" in message
     assert "score_table for pairs and score_completions for lists" in message
+
+
+def test_preferences_batch_in_memory_becomes_samples() -> None:
+    assert to_samples(iter(["a", {"text": "b"}])) == [Text("", "a"), Text("", "b")]
+
+
+@pytest.mark.parametrize("item", ["a text", b"a", {"prompt": "q", "completion": "a"}, {}])
+def test_preferences_one_item_is_no_batch(item: Any) -> None:
+    with pytest.raises(DataError, match=r"got one (str|bytes|dict)\. Put it into a list"):
+        to_samples(item)
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"text": ["a"]}), pa.table({"text": ["a"]})])
+def test_preferences_table_is_sent_elsewhere(table: Any) -> None:
+    with pytest.raises(DataError, match=r"got a (DataFrame|Table)\. Pass it to score_table"):
+        to_samples(table)
+
+
+ROWS = {"prompt": ["a ", "b "], "completion": ["c", None]}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [pa.table(ROWS), pa.RecordBatch.from_pydict(ROWS), pd.DataFrame(ROWS), pl.DataFrame(ROWS)],
+)
+def test_preferences_tables_of_others_become_arrow_tables(rows: Any) -> None:
+    table = to_table(rows)
+    assert isinstance(table, pa.Table)
+    assert table.to_pydict() == ROWS
+    check_schema(table.schema)
+
+
+@pytest.mark.parametrize("rows", [[{"text": "a"}], {"text": ["a"]}, None])
+def test_preferences_what_is_no_table_is_refused(rows: Any) -> None:
+    with pytest.raises(DataError, match=r"Expected a table, and got a (list|dict|NoneType)\."):
+        to_table(rows)
 
 
 @pytest.mark.parametrize("item", [None, 3, b"a", 0.5, {"a", "b"}])
