@@ -164,7 +164,7 @@ def to_table(rows: Any) -> pa.Table:
     Source: the Arrow PyCapsule interface, `__arrow_c_stream__`, of pandas, polars and others.
 
     Raises:
-        DataError: It is nothing of the kind.
+        DataError: It is nothing of the kind, or has a column that Arrow has no type for.
     """
     import pyarrow as pa
 
@@ -173,7 +173,10 @@ def to_table(rows: Any) -> pa.Table:
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
     if hasattr(rows, "__arrow_c_stream__"):
-        return pa.table(rows)
+        try:
+            return pa.table(rows)
+        except pa.ArrowException as error:  # a column that holds text and numbers, say
+            raise DataError(f"The {type(rows).__name__} is no Arrow table: {error}") from error
     raise DataError(
         f"Expected a table, and got a {type(rows).__name__}. Pass an Arrow table, a data frame of "
         'pandas or polars, or of a datasets.Dataset what with_format("arrow")[:] gives.'

@@ -29,7 +29,7 @@ from rayreward.actor import RewardActor
 from rayreward.columns import check_free
 from rayreward.config import ModelConfig
 from rayreward.determinism import compare
-from rayreward.errors import ConfigError, DeterminismError
+from rayreward.errors import ConfigError, DataError, DeterminismError
 from rayreward.fingerprint import Fingerprint
 from rayreward.preferences import RowFormat, check_schema, is_list_of
 
@@ -95,8 +95,14 @@ class RewardScorer:
             could not be computed is null; `reward_status` and `reward_detail` say why.
 
         Raises:
-            DataError: The columns are of no known row format, or already named like the added ones.
+            DataError: It is no Arrow table, or its columns are of no known row format, or already
+                named like the added ones.
         """
+        if not isinstance(batch, pa.Table):
+            raise DataError(
+                f"Expected batches as Arrow tables, and got a {type(batch).__name__}. Say "
+                'batch_format="pyarrow" in map_batches.'
+            )
         row_format = _row_format(batch.schema)
         check_free(batch.schema, row_format.kind)
         added = self._actor.work("score_table", batch, row_format).value

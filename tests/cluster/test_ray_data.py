@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -137,6 +138,13 @@ def test_columns_that_are_there_already_end_the_execution(
 def test_columns_of_no_known_row_format_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
     with pytest.raises(DataError, match="No known row format in the columns question"):
         in_worker(lambda: RewardScorer(tiny_model, seed=42)(pa.table({"question": ["a"]})))
+
+
+def test_batches_that_are_no_arrow_tables_are_an_error(ray_cluster: Any, tiny_model: str) -> None:
+    """As `map_batches` gives them where no `batch_format` is said."""
+    batch: Any = {"text": np.array(["a"])}
+    with pytest.raises(DataError, match=r'got a dict. Say batch_format="pyarrow"'):
+        in_worker(lambda: RewardScorer(tiny_model, seed=42)(batch))
 
 
 def test_g1_fingerprint_to_expect_is_the_pools(pool: RewardPool, tiny_model: str) -> None:

@@ -602,6 +602,11 @@ def test_preferences_what_is_no_table_is_refused(rows: Any) -> None:
         to_table(rows)
 
 
+def test_preferences_frame_with_a_column_of_several_types_is_refused() -> None:
+    with pytest.raises(DataError, match=r"The DataFrame is no Arrow table: .*column text"):
+        to_table(pd.DataFrame({"text": ["a", 3]}))
+
+
 @pytest.mark.parametrize("item", [None, 3, b"a", 0.5, {"a", "b"}])
 def test_preferences_item_of_another_type_is_refused(item: Any) -> None:
     with pytest.raises(DataError) as caught:
