@@ -27,8 +27,9 @@ from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint, Proof
+from rayreward.items import to_samples, to_table
 from rayreward.meter import ModelTime
-from rayreward.preferences import RowFormat, RowKind, check_schema, items_of, to_samples
+from rayreward.preferences import RowFormat, RowKind, check_schema
 from rayreward.reading import read_shard
 from rayreward.recheck import Recheck
 from rayreward.shards import Shard
@@ -273,11 +274,9 @@ class RewardActor:
         Raises:
             DataError: The batch is of no format with one reward a row.
         """
-        if isinstance(batch, pa.RecordBatch):
-            batch = pa.Table.from_batches([batch])
-        if isinstance(batch, pa.Table):
-            return self._score_single_table(batch)
-        outcomes = self.score_groups([[item] for item in items_of(batch)])
+        if isinstance(batch, pa.Table | pa.RecordBatch):
+            return self._score_single_table(to_table(batch))
+        outcomes = self.score_samples([[sample] for sample in to_samples(batch)])
         return np.array([reward_or_nan(group[0]) for group in outcomes], dtype=np.float32)
 
     def score_groups(self, groups: Sequence[Sequence[Any]]) -> list[list[Outcome]]:

@@ -20,10 +20,11 @@ from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
 from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint
+from rayreward.items import as_batch, to_sample, to_samples, to_table
 from rayreward.job import PreparedJob, prepare_job
 from rayreward.keeper import Status
 from rayreward.local import LocalEngine
-from rayreward.preferences import check_schema, items_of, to_sample, to_samples, to_table
+from rayreward.preferences import check_schema
 from rayreward.remote import RemoteEngine
 from rayreward.report import JobReport
 from rayreward.types import Failure, Outcome, Version
@@ -312,7 +313,7 @@ class RewardPool:
         """
         if isinstance(self._engine, LocalEngine):
             return await asyncio.to_thread(
-                self.score_audited, list(items_of(batch)), timeout_s=timeout_s
+                self.score_audited, list(as_batch(batch)), timeout_s=timeout_s
             )
         groups = [[sample] for sample in to_samples(batch)]
         outcomes, version = await self._engine.score_groups_async(
@@ -348,8 +349,8 @@ class RewardPool:
                 "list for each prompt."
             )
         groups = [
-            [to_sample({"prompt": prompt, "completion": one}) for one in items_of(group)]
-            for prompt, group in zip(items_of(prompts), completions, strict=True)
+            [to_sample({"prompt": prompt, "completion": one}) for one in as_batch(group)]
+            for prompt, group in zip(as_batch(prompts), completions, strict=True)
         ]
         outcomes, version = self._engine.score_groups(groups, timeout_s)
         _warn_of_failures([outcome for group in outcomes for outcome in group])

@@ -24,11 +24,12 @@ from rayreward.config import ModelConfig
 from rayreward.fingerprint import Fingerprint, Proof, find_environment
 from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
+from rayreward.items import to_samples
 from rayreward.loading import load_model
 from rayreward.meter import ModelTime
 from rayreward.model import RewardModel
 from rayreward.oom import Halving, Parts, read
-from rayreward.preferences import RowFormat, read_samples, to_samples
+from rayreward.preferences import RowFormat, read_samples
 from rayreward.probe import encode_probe
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id
 from rayreward.turns import Turns

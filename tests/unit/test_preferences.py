@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -20,9 +18,6 @@ from rayreward.preferences import (
     check_schema,
     find_format,
     is_conversational,
-    to_sample,
-    to_samples,
-    to_table,
 )
 from rayreward.types import Conversation, Failure, Sample, Status, Text
 
@@ -526,98 +521,3 @@ def test_preferences_schema_tells_whether_a_chat_template_is_needed(
 ) -> None:
     schema = pa.schema(list(columns.items()))
     assert is_conversational(schema, check_schema(schema)) is conversational
-
-
-# ---- items in memory
-
-
-@pytest.mark.parametrize(
-    ("item", "sample"),
-    [
-        ("a", Text("", "a")),
-        ("", Failure(Status.EMPTY, "the text is empty")),
-        ([_user("a"), _assistant("b")], _turns(_user("a"), _assistant("b"))),
-        ((_user("a"),), _turns(_user("a"))),
-        ([], Failure(Status.EMPTY, "the conversation has no messages")),
-        ({"text": "a"}, Text("", "a")),
-        ({"prompt": "q", "completion": "a", "id": 3}, Text("q", "a")),
-        ({"prompt": "q", "response": "a"}, Text("q", "a")),
-        ({"prompt": [_user("q")], "completion": "a"}, _turns(_user("q"), _assistant("a"))),
-        ({"messages": [_user("a")], "tools": TOOLS}, Conversation((_user("a"),), TOOLS)),
-    ],
-)
-def test_preferences_item_in_memory_becomes_a_sample(item: Any, sample: Sample) -> None:
-    assert to_sample(item) == sample
-
-
-def test_preferences_malformed_item_in_memory_has_a_reason() -> None:
-    assert _reason(to_sample({"text": None})) == "text is null"
-    assert _reason(to_sample(["a", "b"])) == "messages[0] is of type str, not a message"
-
-
-@pytest.mark.parametrize(
-    "item", [{"chosen": "a", "rejected": "b"}, {"prompt": "q", "completions": ["a"]}]
-)
-def test_preferences_item_with_several_rewards_is_sent_elsewhere(item: Any) -> None:
-    with pytest.raises(DataError) as caught:
-        to_sample(item)
-    message = str(caught.value)
-    assert f"A record with {' and '.join(item)} has more than one reward" in message
-    assert "score_table for pairs and score_completions for lists" in message
-
-
-def test_preferences_batch_in_memory_becomes_samples() -> None:
-    assert to_samples(iter(["a", {"text": "b"}])) == [Text("", "a"), Text("", "b")]
-
-
-@pytest.mark.parametrize("item", ["a text", b"a", {"prompt": "q", "completion": "a"}, {}])
-def test_preferences_one_item_is_no_batch(item: Any) -> None:
-    with pytest.raises(DataError, match=r"got one (str|bytes|dict)\. Put it into a list"):
-        to_samples(item)
-
-
-@pytest.mark.parametrize("table", [pd.DataFrame({"text": ["a"]}), pa.table({"text": ["a"]})])
-def test_preferences_table_is_sent_elsewhere(table: Any) -> None:
-    with pytest.raises(DataError, match=r"got a (DataFrame|Table)\. Pass it to score_table"):
-        to_samples(table)
-
-
-ROWS = {"prompt": ["a ", "b "], "completion": ["c", None]}
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [pa.table(ROWS), pa.RecordBatch.from_pydict(ROWS), pd.DataFrame(ROWS), pl.DataFrame(ROWS)],
-)
-def test_preferences_tables_of_others_become_arrow_tables(rows: Any) -> None:
-    table = to_table(rows)
-    assert isinstance(table, pa.Table)
-    assert table.to_pydict() == ROWS
-    check_schema(table.schema)
-
-
-@pytest.mark.parametrize("rows", [[{"text": "a"}], {"text": ["a"]}, None])
-def test_preferences_what_is_no_table_is_refused(rows: Any) -> None:
-    with pytest.raises(DataError, match=r"Expected a table, and got a (list|dict|NoneType)\."):
-        to_table(rows)
-
-
-def test_preferences_frame_with_a_column_of_several_types_is_refused() -> None:
-    with pytest.raises(DataError, match=r"The DataFrame is no Arrow table: .*column text"):
-        to_table(pd.DataFrame({"text": ["a", 3]}))
-
-
-@pytest.mark.parametrize("item", [None, 3, b"a", 0.5, {"a", "b"}])
-def test_preferences_item_of_another_type_is_refused(item: Any) -> None:
-    with pytest.raises(DataError) as caught:
-        to_sample(item)
-    message = str(caught.value)
-    assert type(item).__name__ in message
-    assert "Pass texts, records such as" in message
-    assert "or conversations (lists of messages)." in message
-
-
-@pytest.mark.parametrize("item", [{}, {"prompt": "q"}, {1: "a"}])
-def test_preferences_record_of_no_format_is_refused(item: Any) -> None:
-    with pytest.raises(DataError, match="No known row format in the columns"):
-        to_sample(item)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rayreward.preferences import to_sample
+from rayreward.items import to_sample
 from rayreward.serve.dialects.base import Body, Messages, Some, rewards_of
 from rayreward.types import Outcome, Reward, Sample, TokenIds, Verbatim, Version
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict
 
-from rayreward.preferences import to_sample
+from rayreward.items import to_sample
 from rayreward.serve.dialects.base import MAX_ITEMS, Body, Messages, Some
 from rayreward.types import Outcome, Reward, Sample, Version
 

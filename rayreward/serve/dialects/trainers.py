@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from rayreward.preferences import to_sample
+from rayreward.items import to_sample
 from rayreward.serve.dialects.base import Body, Messages, Some, rewards_of
 from rayreward.types import Outcome, Sample, Verbatim, Version
 
