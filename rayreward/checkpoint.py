@@ -10,10 +10,11 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
 
 _HUB_FILES = [
@@ -28,6 +29,9 @@ _HUB_FILES = [
 """What is fetched from the hub: never pickled weights, never code."""
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+
+_LANGUAGE_MODEL = re.compile(r"(ForCausalLM|ForMaskedLM|LMHeadModel)$")
+"""How the architectures end that have no head of a classifier."""
 
 _OF_PEFT = re.compile(
     r"^base_model\.model\.|(^|\.)(lora_\w+|base_layer|modules_to_save|original_module)(\.|$)"
@@ -51,6 +55,15 @@ class Checkpoint:
 
     shapes: dict[str, tuple[int, ...]]
     """Shape of every stored tensor by its stored name."""
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether its files leave no doubt that it has no head: a language model, no layer of
+        which has one output. Where they do, only the built model tells.
+        """
+        built_as = self.config.get("architectures") or [""]
+        has_one = any(len(shape) == 2 and shape[0] == 1 for shape in self.shapes.values())
+        return bool(_LANGUAGE_MODEL.search(str(built_as[0]))) and not has_one
 
     @property
     def pad_id(self) -> int | None:
@@ -81,6 +94,51 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     shapes = _read_shapes(model, path)
     _refuse_unmerged(model, shapes)
     return Checkpoint(model, path, commit, config, shapes)
+
+
+def at_hand(model: ModelConfig) -> ModelConfig:
+    """The settings with a path that is good in every directory, its files looked at.
+
+    So what they tell is told before anything starts. An id on the hub stays as it is.
+
+    Raises:
+        ModelError: There is no such checkpoint, or it may not be loaded.
+    """
+    directory = local_directory(model.model)
+    if directory is None:
+        return model
+    checkpoint = open_checkpoint(str(directory))
+    if checkpoint.is_headless:
+        check_head_wanted(checkpoint, model, trained=False)
+    return replace(model, model=str(directory))
+
+
+def check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, *, trained: bool) -> None:
+    """Refuses a head that was not asked for, and the lack of one that was.
+
+    Args:
+        checkpoint: What the head is of.
+        config: Its settings; `head` and `seed`.
+        trained: Whether the checkpoint has one.
+
+    Raises:
+        ModelError: So it is.
+    """
+    if not trained and config.head == "trained":
+        raise ModelError(
+            f"Model {checkpoint.name!r} has no trained head, and head='trained' asks for one. "
+            "Pass a trained reward model, or head='auto' with a seed for an untrained one."
+        )
+    if not trained and config.seed is None:
+        raise ModelError(
+            f"Model {checkpoint.name!r} has no head. Pass seed=… (--seed) to have an untrained "
+            "one drawn, the same on every actor, or pass a trained reward model."
+        )
+    if trained and config.head == "seeded":
+        raise ModelError(
+            f"Model {checkpoint.name!r} has a trained head, and head='seeded' asks for a drawn "
+            "one. RayReward does not replace a trained head: leave head at 'auto'."
+        )
 
 
 def local_directory(model: str) -> Path | None:
@@ -117,9 +175,9 @@ def _download(model: str, revision: str | None) -> tuple[Path, str | None]:
         path = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises a dozen kinds, all meaning "not to be had"
         raise ModelError(
-            f"Model {model!r} is neither a directory here nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {_first_line(error)}). Check the name and the network, or "
-            "pass a directory."
+            f"Model {model!r} is neither a directory in {Path.cwd()} nor to be had from the Hugging "
+            f"Face hub ({type(error).__name__}: {_first_line(error)}). Check the name and the "
+            "network, or pass a directory."
         ) from error
     return path, path.name  # a snapshot's folder is named by its commit
 

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rayreward.checkpoint import Checkpoint
+from rayreward.checkpoint import Checkpoint, check_head_wanted
 from rayreward.config import ModelConfig
 from rayreward.errors import ConfigError, ModelError
 from rayreward.head import is_head, seeded_draws
@@ -53,11 +53,13 @@ def load_model(
             it has no head and no seed was given.
         ConfigError: `max_length` is more than the model has positions for.
     """
+    if checkpoint.is_headless:  # before its weights are read
+        check_head_wanted(checkpoint, config, trained=False)
     seed = _THROWAWAY_SEED if config.seed is None else config.seed
     with _LOADING, _quiet(), seeded_draws(seed):
         module, missing = _from_pretrained(checkpoint, config, pad_id)
     origin: HeadOrigin = "seeded" if missing else "trained"
-    _check_head_wanted(checkpoint, config, origin)
+    check_head_wanted(checkpoint, config, trained=not missing)
     module.eval().requires_grad_(False)
     positions = _max_positions(module)
     _check_max_length(checkpoint, config, positions)
@@ -191,24 +193,6 @@ def _refuse_incomplete_head(
             f"Model {checkpoint.name!r} has part of a trained head: {stored[0]} is stored, "
             f"{min(missing)} is not. RayReward does not draw the rest of a trained head. Save the "
             "whole model again with save_pretrained."
-        )
-
-
-def _check_head_wanted(checkpoint: Checkpoint, config: ModelConfig, origin: HeadOrigin) -> None:
-    if origin == "seeded" and config.head == "trained":
-        raise ModelError(
-            f"Model {checkpoint.name!r} has no trained head, and head='trained' asks for one. "
-            "Pass a trained reward model, or head='auto' with a seed for an untrained one."
-        )
-    if origin == "seeded" and config.seed is None:
-        raise ModelError(
-            f"Model {checkpoint.name!r} has no head. Pass seed=… (--seed) to have an untrained "
-            "one drawn, the same on every actor, or pass a trained reward model."
-        )
-    if origin == "trained" and config.head == "seeded":
-        raise ModelError(
-            f"Model {checkpoint.name!r} has a trained head, and head='seeded' asks for a drawn "
-            "one. RayReward does not replace a trained head: leave head at 'auto'."
         )
 
 

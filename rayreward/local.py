@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from rayreward import signals
 from rayreward.actor import Birth, HeadState
 from rayreward.admission import Admission
-from rayreward.checkpoint import local_directory, open_checkpoint
+from rayreward.checkpoint import at_hand
 from rayreward.config import ModelConfig, PoolConfig
 from rayreward.determinism import DeterminismReport, compare
 from rayreward.dispatch import Dispatcher
@@ -88,7 +88,7 @@ class LocalEngine:
         self._updating = threading.Lock()
         self._closed = False
         self._deadline: float | None = None
-        self.model = _at_hand(model)  # what the files can tell is told before Ray starts
+        self.model = at_hand(model)  # what the files can tell is told before Ray starts
         self._pool = pool
         self._admission = Admission(pool.mixed_hardware)
         self._connection = RayConnection(pool.ray_address)
@@ -203,7 +203,7 @@ class LocalEngine:
                 # found with the memory to itself; beside another model it would be less
                 max_batch_tokens=self.fingerprint.max_batch_tokens,
             )
-            yield self._prepare(_at_hand(config))
+            yield self._prepare(at_hand(config))
         except BaseException:
             self._fleet.call_beside(self.dispatcher.actors, "drop_prepared")
             raise
@@ -317,15 +317,6 @@ def slices(groups: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]
             start, items = index + 1, 0
     if start < len(groups):
         yield groups[start:]
-
-
-def _at_hand(model: ModelConfig) -> ModelConfig:
-    """The config, with a path that is good everywhere on this machine, its files looked at."""
-    directory = local_directory(model.model)
-    if directory is None:
-        return model
-    open_checkpoint(str(directory))
-    return dataclasses.replace(model, model=str(directory))
 
 
 def _drawn(births: dict[int, Birth]) -> bool:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayreward.checkpoint import at_hand
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
@@ -94,6 +96,7 @@ class RemoteEngine:
             PoolError: There is a pool of that name.
             Exception: What `LocalEngine` raises.
         """
+        model = at_hand(model)
         engine = cls(name)
         engine._connection = RayConnection(pool.ray_address)
         try:
@@ -177,6 +180,9 @@ class RemoteEngine:
 
     def update(self, model: str, revision: str | None = None) -> Version:
         """As `RewardPool.update`."""
+        here = Path(model).expanduser()
+        if here.is_dir():  # the keeper may work in another directory
+            model = str(here.resolve())
         held: Held = self._do("update", model, revision)
         return held.version
 

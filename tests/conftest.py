@@ -19,6 +19,7 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")  # Ray's looks for logs cost a core's 3 %
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no such service to wait for

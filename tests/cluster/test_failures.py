@@ -222,8 +222,8 @@ def test_actors_join_and_leave_with_their_machines(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_chaos_loses_nothing_repeats_nothing_and_changes_no_byte(tmp_path: Path) -> None:
-    """The short form of the benchmark."""
-    command = [sys.executable, str(CHAOS), "--kills", "6", "--rows", "400", "--seed", "1"]
+    """The short form of the benchmark: mostly actors, a machine and the driver's disk."""
+    command = [sys.executable, str(CHAOS), "--kills", "4", "--rows", "400", "--seed", "3"]
     done = subprocess.run(
         [*command, "--result", str(tmp_path / "chaos.json")], capture_output=True, text=True
     )

@@ -208,8 +208,10 @@ def test_update_exchanges_the_weights_at_once(
     tiny_model: str,
     other_model: str,
     expected: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Callers that ask all the while get the old rewards or the new ones, and never a mix."""
+    monkeypatch.chdir(Path(other_model).parents[1])  # where the keeper is not
     old, new = pool.version.number, pool.version.number + 1
     by_version = {old: expected, new: reference(other_model)}
     seen: list[int] = []
@@ -229,7 +231,7 @@ def test_update_exchanges_the_weights_at_once(
     with pytest.raises(ModelError, match="does not exist"):
         pool.update(tiny_model + "-that-is-nowhere")
     assert pool.version.number == old
-    version = pool.update(other_model)
+    version = pool.update(os.path.relpath(other_model))
     assert (version.number, version.model) == (new, other_model)
     wait_for(lambda: seen[-6:] == [new] * 6, "the change")
     ended.set()
@@ -282,8 +284,9 @@ def test_a_full_pool_refuses_or_is_waited_for(
 
 
 def test_names_are_found_once_and_only_while_the_pool_lives(
-    ray_cluster: Any, owner: RewardPool, tiny_model: str
+    ray_cluster: Any, owner: RewardPool, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(Path(tiny_model).parents[1])  # where the keeper is not
     with pytest.raises(PoolError, match="a pool named 'rm' in this cluster already"):
         RewardPool(tiny_model, seed=42, name="rm", num_cpus_per_actor=1)
     with pytest.raises(PoolError, match="no pool named 'nobody' .* there are: .*rm"):
@@ -300,7 +303,8 @@ def test_names_are_found_once_and_only_while_the_pool_lives(
         pool.score(["a"])
     with pytest.raises(ModelError):
         RewardPool(tiny_model + "-that-is-nowhere", name="brief", num_actors=1)
-    with RewardPool(tiny_model, seed=42, name="brief", num_actors=1, num_cpus_per_actor=1) as pool:
+    model = os.path.relpath(tiny_model)
+    with RewardPool(model, seed=42, name="brief", num_actors=1, num_cpus_per_actor=1) as pool:
         assert len(pool.score(["a"])) == 1
 
 

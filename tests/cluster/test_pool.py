@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,6 @@ import pyarrow as pa
 import pytest
 
 from rayreward import (
-    ConfigError,
     DataError,
     ModelConfig,
     ModelError,
@@ -27,6 +29,7 @@ from rayreward import (
     RewardPool,
     Scorer,
     SharingConfig,
+    local,
 )
 from rayreward.types import Reward, Text
 
@@ -225,14 +228,36 @@ def test_gpu_that_is_not_there_is_an_error(ray_cluster: Any, tiny_model: str) ->
         RewardPool(tiny_model, seed=42, num_actors=1, num_gpus_per_actor=1, placement_timeout_s=1)
 
 
-def test_model_errors_come_through_as_they_are(ray_cluster: Any, tiny_model: str) -> None:
+def test_model_errors_come_through_as_they_are(
+    ray_cluster: Any, tiny_model: str, tmp_path: Path
+) -> None:
+    """What only the built model tells comes from an actor."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
     with pytest.raises(ModelError, match="has no head. Pass seed") as caught:
-        RewardPool(tiny_model, num_actors=1, num_cpus_per_actor=1)
+        RewardPool(str(model), num_actors=1, num_cpus_per_actor=1)
     assert type(caught.value) is ModelError
-    with pytest.raises(ConfigError, match="positions for: 256"):
-        RewardPool(tiny_model, seed=1, max_length=1000, num_actors=1, num_cpus_per_actor=1)
-    with pytest.raises(ModelError, match="does not exist"):
-        RewardPool("/nowhere/at/all", seed=1, num_actors=1, num_cpus_per_actor=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (None, {}, "has no head. Pass seed"),
+        (None, {"seed": 1, "head": "trained"}, "no trained head"),
+        ("/nowhere/at/all", {"seed": 1}, "does not exist"),
+    ],
+)
+def test_what_the_files_tell_is_told_before_anything_starts(
+    tiny_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str | None,
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(local, "RayConnection", lambda address: pytest.fail("Ray is asked for"))
+    with pytest.raises(ModelError, match=message):
+        RewardPool(model or tiny_model, **settings)
 
 
 def test_closed_pool_says_so(ray_cluster: Any, tiny_model: str) -> None:

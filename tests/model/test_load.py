@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, make_checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
-from rayreward import ConfigError, ModelConfig, ModelError
+from rayreward import ConfigError, ModelConfig, ModelError, loading
 from rayreward.checkpoint import open_checkpoint
 from rayreward.hashing import hash_tensors
 from rayreward.loading import load_model
@@ -146,9 +146,30 @@ def test_sharded_weights_give_the_same_model(tmp_path: Path) -> None:
     assert hash_tensors(parts) == hash_tensors(load(whole, seed=1).tensors())
 
 
-def test_missing_head_without_a_seed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("built_as", ["LlamaForCausalLM", "LlamaModel"])
+def test_missing_head_without_a_seed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_as: str
+) -> None:
+    """Before the weights of a language model are read, which is what lacks it most often."""
+    path = make_checkpoint(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": [built_as]}))
+    read = []
+    from_pretrained = loading._from_pretrained
+    monkeypatch.setattr(
+        loading, "_from_pretrained", lambda *a: read.append(1) or from_pretrained(*a)
+    )
     with pytest.raises(ModelError, match="has no head. Pass seed"):
-        load(make_checkpoint(tmp_path))
+        load(path)
+    assert bool(read) is (built_as == "LlamaModel")
+
+
+def test_language_model_with_a_layer_of_one_output_may_have_a_head(tmp_path: Path) -> None:
+    """A trained head under a language model's name is found, and used."""
+    path = make_checkpoint(tmp_path, head=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    assert load(path).loaded.head_origin == "trained"
 
 
 @pytest.mark.parametrize("seed", [None, 1])
