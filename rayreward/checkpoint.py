@@ -175,7 +175,7 @@ def _download(model: str, revision: str | None) -> tuple[Path, str | None]:
         path = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises a dozen kinds, all meaning "not to be had"
         raise ModelError(
-            f"Model {model!r} is neither a directory in {Path.cwd()} nor to be had from the Hugging "
+            f"Model {model!r} is no directory in {Path.cwd()}, and not to be had from the Hugging "
             f"Face hub ({type(error).__name__}: {_first_line(error)}). Check the name and the "
             "network, or pass a directory."
         ) from error

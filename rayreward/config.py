@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_text("model", self.model, "pass a checkpoint directory or a hub id")
+        _take_path(self, "model", "pass a checkpoint directory or a hub id")
         _check(
             self.batch_invariant in (True, False, "auto"),
             f"batch_invariant={self.batch_invariant!r} must be True, False or 'auto'.",
@@ -248,8 +249,9 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_text("dataset", self.dataset, "pass a file, a directory or a glob")
-        _check_text("output", self.output, "pass a directory for the result")
+        remedy = "pass a file, a directory or a glob; score_table takes rows in memory"
+        _take_path(self, "dataset", remedy)
+        _take_path(self, "output", "pass a directory for the result")
         if self.rows_per_shard != "auto":
             _check_int("rows_per_shard", self.rows_per_shard, at_least=1)
         _check_int("max_failed_rows", self.max_failed_rows, at_least=0)
@@ -322,6 +324,19 @@ def _is_number(value: object) -> bool:
 
 def _check_text(name: str, value: object, remedy: str) -> None:
     _check(isinstance(value, str) and bool(value), f"{name}={value!r} is no text: {remedy}.")
+
+
+def path_of(path: str | os.PathLike[str]) -> str:
+    """A path as text. What is none stays as it is, for a config to refuse."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _take_path(config: Any, name: str, remedy: str) -> None:
+    value: object = path_of(getattr(config, name))
+    # not a model or a table, of which nobody wants to read all
+    told = repr(value) if isinstance(value, str | None) else f"a {type(value).__name__}"
+    _check(isinstance(value, str) and bool(value), f"{name} is {told} and no path: {remedy}.")
+    object.__setattr__(config, name, value)
 
 
 def _check_choices(config: Any) -> None:

@@ -5,6 +5,7 @@ Knows Python values and Arrow; how a record becomes a sample is told by `rayrewa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ def to_sample(item: Any) -> Sample:
     if isinstance(item, Sample):
         return item
     if isinstance(item, Mapping):
+        if "role" in item:
+            raise DataError(
+                "A message is no conversation. Pass a list of conversations, each of which is a "
+                "list of messages."
+            )
         found = find_format(map(str, item))
         if found.kind is RowKind.SINGLE:
             return _only(found, item)
@@ -64,7 +70,7 @@ def _only(row_format: RowFormat, row: Mapping[str, Any]) -> Sample:
 
 
 def as_batch(batch: Iterable[Any]) -> Iterable[Any]:
-    """A batch as it is, if it is one.
+    """A batch as it is, if it is one; of an array of Arrow what its scalars hold.
 
     Raises:
         DataError: It is one item, or a data frame, which would fall apart into characters or names.
@@ -79,11 +85,11 @@ def as_batch(batch: Iterable[Any]) -> Iterable[Any]:
             f"Expected a list of what to score, and got a {type(batch).__name__}. Pass it to "
             "score_table, or one of its columns as a list."
         )
-    return batch
+    return batch.to_pylist() if hasattr(batch, "to_pylist") else batch
 
 
 def to_table(rows: Any) -> pa.Table:
-    """Rows as an Arrow table: one, a record batch, or what exports one, as data frames do.
+    """Rows as an Arrow table: one, a record batch, a `datasets.Dataset`, or what exports one.
 
     Source: the Arrow PyCapsule interface, `__arrow_c_stream__`, of pandas, polars and others.
 
@@ -96,6 +102,9 @@ def to_table(rows: Any) -> pa.Table:
         return rows
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
+    datasets = sys.modules.get("datasets")  # who has one has imported it
+    if datasets is not None and isinstance(rows, datasets.Dataset):
+        rows = rows.with_format("arrow")[:]
     if hasattr(rows, "__arrow_c_stream__"):
         try:
             return pa.table(rows)
@@ -103,5 +112,5 @@ def to_table(rows: Any) -> pa.Table:
             raise DataError(f"The {type(rows).__name__} is no Arrow table: {error}") from error
     raise DataError(
         f"Expected a table, and got a {type(rows).__name__}. Pass an Arrow table, a data frame of "
-        'pandas or polars, or of a datasets.Dataset what with_format("arrow")[:] gives.'
+        "pandas or polars, or a datasets.Dataset."
     )

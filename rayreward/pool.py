@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayreward.actor import reward_or_nan
 from rayreward.columns import check_free
-from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig
+from rayreward.config import JobConfig, ModelConfig, PoolConfig, SharingConfig, path_of
 from rayreward.determinism import DeterminismReport
 from rayreward.errors import DataError, PoolError
 from rayreward.fingerprint import Fingerprint
@@ -128,7 +128,7 @@ class RewardPool:
         """
         settings = {key: value for key, value in locals().items() if key not in ("self", "model")}
         self._start(
-            ModelConfig(model=os.fspath(model), **_fields_of(ModelConfig, settings)),
+            ModelConfig(model=path_of(model), **_fields_of(ModelConfig, settings)),
             PoolConfig(**_fields_of(PoolConfig, settings)),
             SharingConfig(**_fields_of(SharingConfig, settings)),
             placement_group,
@@ -253,11 +253,13 @@ class RewardPool:
             The version that is scored with from now on.
 
         Raises:
+            ConfigError: It is no path, such as a model in memory.
             ModelError: The checkpoint can't be loaded as a reward model.
             DeterminismError: The actors hold different models.
             PoolError: Another update is under way, or no actor is left.
         """
-        return self._engine.update(os.fspath(checkpoint), revision)
+        model = ModelConfig(model=path_of(checkpoint)).model
+        return self._engine.update(model, revision)
 
     def score(self, batch: Iterable[Any], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Scores a batch in memory.
@@ -350,7 +352,7 @@ class RewardPool:
             )
         groups = [
             [to_sample({"prompt": prompt, "completion": one}) for one in as_batch(group)]
-            for prompt, group in zip(as_batch(prompts), completions, strict=True)
+            for prompt, group in zip(as_batch(prompts), as_batch(completions), strict=True)
         ]
         outcomes, version = self._engine.score_groups(groups, timeout_s)
         _warn_of_failures([outcome for group in outcomes for outcome in group])
@@ -360,7 +362,8 @@ class RewardPool:
         """Scores a table of any row format.
 
         Args:
-            table: The rows: an Arrow table or record batch, or a data frame of pandas or polars.
+            table: The rows: an Arrow table or record batch, a data frame of pandas or polars, or a
+                `datasets.Dataset`.
             timeout_s: How long to wait for the rewards. Null: as long as it takes.
 
         Returns:
@@ -398,7 +401,7 @@ class RewardPool:
         """
         self._engine_of_its_own()
         settings = {"progress": "none", **settings}
-        job = JobConfig(dataset=os.fspath(dataset), output=os.fspath(output), **settings)
+        job = JobConfig(dataset=path_of(dataset), output=path_of(output), **settings)
         return self.run_job(prepare_job(job, self.model_config))
 
     def run_job(self, job: PreparedJob) -> JobReport:

@@ -27,7 +27,7 @@ from ray.exceptions import RayTaskError
 
 from rayreward.actor import RewardActor
 from rayreward.columns import check_free
-from rayreward.config import ModelConfig
+from rayreward.config import ModelConfig, path_of
 from rayreward.determinism import compare
 from rayreward.errors import ConfigError, DataError, DeterminismError
 from rayreward.fingerprint import Fingerprint
@@ -77,7 +77,7 @@ class RewardScorer:
         """
         if mixed_hardware not in ("refuse", "accept"):
             raise ConfigError(f"mixed_hardware={mixed_hardware!r} must be 'refuse' or 'accept'.")
-        config = ModelConfig(model=os.fspath(model), **settings)
+        config = ModelConfig(model=path_of(model), **settings)
         expected = _read_fingerprint(expect)
         self._actor = _new_actor(config)
         held = self._actor.load().fingerprint
@@ -125,7 +125,7 @@ def find_fingerprint(
         ConfigError: A setting is out of range.
         ModelError: The checkpoint can't be loaded as a reward model.
     """
-    config = ModelConfig(model=os.fspath(model), **settings)
+    config = ModelConfig(model=path_of(model), **settings)
     # the process ends with the task: threads and devices were set in it for good
     load: Any = ray.remote(max_calls=1)(_load_fingerprint)
     try:

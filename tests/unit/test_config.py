@@ -52,13 +52,19 @@ def _refused(config: type, **settings: Any) -> str:
     ("config", "name", "remedy"),
     [
         (ModelConfig, "model", "pass a checkpoint directory or a hub id"),
-        (JobConfig, "dataset", "pass a file, a directory or a glob"),
+        (
+            JobConfig,
+            "dataset",
+            "pass a file, a directory or a glob; score_table takes rows in memory",
+        ),
         (JobConfig, "output", "pass a directory for the result"),
     ],
 )
-def test_config_refuses_empty_names(config: type, name: str, remedy: str) -> None:
-    assert _refused(config, **{name: ""}) == f"{name}='' is no text: {remedy}."
-    assert _refused(config, **{name: Path("a")}).startswith(f"{name}=PosixPath('a') is no text")
+def test_config_takes_paths_and_refuses_what_is_none(config: type, name: str, remedy: str) -> None:
+    assert getattr(config(**(REQUIRED[config] | {name: Path("a")})), name) == "a"
+    assert _refused(config, **{name: ""}) == f"{name} is '' and no path: {remedy}."
+    assert _refused(config, **{name: None}).startswith(f"{name} is None and no path")
+    assert _refused(config, **{name: ["a"]}).startswith(f"{name} is a list and no path")
 
 
 @pytest.mark.parametrize(("config", "name", "least"), AT_LEAST)

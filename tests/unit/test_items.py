@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 
 from rayreward.errors import DataError
 from rayreward.items import to_sample, to_samples, to_table
@@ -75,14 +77,34 @@ def test_item_with_several_rewards_is_sent_elsewhere(item: Any) -> None:
     assert "score_table for pairs and score_completions for lists" in message
 
 
-def test_batch_becomes_samples() -> None:
-    assert to_samples(iter(["a", {"text": "b"}])) == [Text("", "a"), Text("", "b")]
+@pytest.mark.parametrize(
+    "batch",
+    [
+        iter(["a", {"text": "b"}]),
+        pd.Series(["a", "b"]),
+        pl.Series(["a", "b"]),
+        np.array(["a", "b"]),
+        pa.array(["a", "b"]),
+        pa.chunked_array([["a"], ["b"]], pa.large_string()),
+        pa.array([{"text": "a"}, {"text": "b"}]),
+        Dataset.from_dict({"text": ["a", "b"]})["text"],
+        Dataset.from_dict({"text": ["a", "b"]}),
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_batch_becomes_samples(batch: Any) -> None:
+    assert to_samples(batch) == [Text("", "a"), Text("", "b")]
 
 
 @pytest.mark.parametrize("item", ["a text", b"a", {"prompt": "q", "completion": "a"}, {}])
 def test_one_item_is_no_batch(item: Any) -> None:
     with pytest.raises(DataError, match=r"got one (str|bytes|dict)\. Put it into a list"):
         to_samples(item)
+
+
+def test_a_message_alone_is_no_conversation() -> None:
+    with pytest.raises(DataError, match="Pass a list of conversations"):
+        to_samples([user("a"), assistant("b")])
 
 
 @pytest.mark.parametrize("table", [pd.DataFrame({"text": ["a"]}), pa.table({"text": ["a"]})])
@@ -93,7 +115,14 @@ def test_table_is_sent_elsewhere(table: Any) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [pa.table(ROWS), pa.RecordBatch.from_pydict(ROWS), pd.DataFrame(ROWS), pl.DataFrame(ROWS)],
+    [
+        pa.table(ROWS),
+        pa.RecordBatch.from_pydict(ROWS),
+        pd.DataFrame(ROWS),
+        pl.DataFrame(ROWS),
+        Dataset.from_dict({name: column[::-1] for name, column in ROWS.items()}).select([1, 0]),
+    ],
+    ids=lambda rows: type(rows).__name__,
 )
 def test_tables_of_others_become_arrow_tables(rows: Any) -> None:
     table = to_table(rows)
