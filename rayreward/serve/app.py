@@ -171,7 +171,9 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _why(error: RequestValidationError) -> str:
-    """The first thing that is wrong with a body, and where."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}. /docs shows what a body looks like."
+    """What is wrong with a body, and where. Of what may be one of several, there is an error for
+    each; the one furthest in is of the one that it is most like.
+    """
+    furthest = max(error.errors(), key=lambda each: len(each["loc"]))
+    where = ".".join(map(str, furthest["loc"]))
+    return f"{where}: {furthest['msg']}. /docs shows what a body looks like."

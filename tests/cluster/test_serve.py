@@ -118,6 +118,7 @@ def test_reward_that_could_not_be_computed_is_null_or_an_error_never_a_number(
     [
         ("/reward", b"{", 422, "JSON"),
         ("/reward", b'{"items": 3}', 422, "body.items"),
+        ("/reward", b'{"items": [{"chosen": "a"}]}', 422, "items.0.Prompted.prompt: "),
         ("/classify", b'{"inputs": "a"}', 422, "input"),
         ("/classify", b'{"input": NaN}', 422, "input"),
         ("/reward", b'{"items": ["' + b"a" * MAX_BYTES + b'"]}', 413, "--max-body-mb"),
