@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rayreward.errors import DataError
+from rayreward.parts import is_media, joined
 from rayreward.types import Conversation, Failure, Message, Sample, Status, Text
 
 if TYPE_CHECKING:
@@ -185,7 +186,9 @@ def _opening(prompt: str, turns: Sequence[Message]) -> list[Message]:
     message of `chosen` and `rejected`.
     """
     first = next((turn for turn in turns if turn["role"] != "system"), None)
-    repeated = first is not None and first["role"] == "user" and first.get("content") == prompt
+    repeated = (
+        first is not None and first["role"] == "user" and joined(first.get("content", "")) == prompt
+    )
     return [] if repeated or not prompt else [{"role": "user", "content": prompt}]
 
 
@@ -225,7 +228,21 @@ def _message(value: Any, where: str) -> Message:
     content = message.get("content", "")
     if not isinstance(content, str | Sequence) or isinstance(content, bytes):
         raise _Malformed(f"{where} has a content that is neither text nor a list of parts")
+    if not isinstance(content, str):
+        _check_parts(content, where)
     return message
+
+
+def _check_parts(parts: Sequence[Any], where: str) -> None:
+    for index, part in enumerate(parts):
+        if not isinstance(part, Mapping):
+            raise _Malformed(
+                f"{where}.content[{index}] is of type {type(part).__name__}, not a part"
+            )
+        if is_media(part):
+            raise _Malformed(
+                f"{where}.content[{index}] is of type {part['type']!r}, and only text is scored"
+            )
 
 
 def _without_nulls(value: Any) -> Any:

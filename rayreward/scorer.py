@@ -21,6 +21,7 @@ from rayreward.budget import find_budget
 from rayreward.checkpoint import Checkpoint, open_checkpoint
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig
+from rayreward.errors import ConfigError
 from rayreward.fingerprint import Fingerprint, Proof, find_environment
 from rayreward.hashing import hash_tensors, hash_text, hash_tokenizer, hash_weights
 from rayreward.invariance import settle_invariance
@@ -76,10 +77,11 @@ class Scorer:
 
         Raises:
             ModelError: The checkpoint can't be loaded as a reward model.
-            ConfigError: A setting does not fit the model.
+            ConfigError: A setting does not fit the model, or the device is not here.
         """
         if device == "auto":
             device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        _check_device(device)
         checkpoint = open_checkpoint(config.model, config.revision)
         hf = load_tokenizer(checkpoint.path)
         pad_id = padding_id(hf, checkpoint.pad_id, config.pad_token)
@@ -273,6 +275,14 @@ class Scorer:
         encoded = encode_probe(self._tokenizer.hf, self._tokenizer.max_length)
         outcomes = self._score_encoded([[tokens] for tokens in encoded], ModelTime())
         return tuple(o.value if isinstance(o, Reward) else None for [o] in outcomes)
+
+
+def _check_device(device: str) -> None:
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if device not in here:
+        raise ConfigError(
+            f"device={device!r} is not here. Pass 'auto', or one of {', '.join(here)}."
+        )
 
 
 def _outcome(value: float | None, tokens: Tokens) -> Outcome:

@@ -7,12 +7,14 @@ special tokens itself. What is verbatim gets only what it asks for. Does not kno
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rayreward.errors import ModelError
+from rayreward.parts import as_text, knows_parts
 from rayreward.types import Conversation, Failure, Sample, Status, Text, TokenIds, Tokens, Verbatim
 
 
@@ -97,13 +99,14 @@ class Tokenizer:
 
     def _take(self, ids: tuple[int, ...]) -> Tokens | Failure:
         """Token ids as they came."""
-        unknown = next((token for token in ids if not 0 <= token < len(self.hf)), None)
-        if unknown is not None:
+        known = range(len(self.hf))
+        unknown = [token for token in ids if token not in known]
+        if unknown:
             return Failure(
                 Status.MALFORMED,
-                f"token {unknown} is none of the tokenizer's, which are 0 to {len(self.hf) - 1}",
+                f"token {unknown[0]} is none of the tokenizer's, which are 0 to {len(self.hf) - 1}",
             )
-        return self._fit(list(ids), [0] * len(ids))
+        return self._fit(list(map(int, ids)), [0] * len(ids))
 
     def _template(self, sample: Conversation) -> str:
         if not self.hf.chat_template:
@@ -111,12 +114,20 @@ class Tokenizer:
                 "The rows are conversations, but the model's tokenizer has no chat template. Set "
                 "tokenizer.chat_template and save it with the checkpoint, or pass plain text."
             )
+        with contextlib.suppress(_TemplateRefused):  # as where a list is added to a text
+            text = self._write(sample, sample.messages)
+            if knows_parts(sample.messages, text):
+                return text
+        messages = as_text(sample.messages)
+        text = self._write(sample, messages)
+        if not knows_parts(messages, text):
+            raise _TemplateRefused("the chat template leaves out parts of a content")
+        return text
+
+    def _write(self, sample: Conversation, messages: Sequence[Any]) -> str:
         try:
             text = self.hf.apply_chat_template(
-                list(sample.messages),
-                tools=sample.tools,
-                tokenize=False,
-                **sample.template_kwargs,
+                list(messages), tools=sample.tools, tokenize=False, **sample.template_kwargs
             )
         except Exception as error:  # templates raise whatever they like about a conversation
             raise _TemplateRefused(

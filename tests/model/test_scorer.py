@@ -14,7 +14,7 @@ import torch
 from tiny import flip_one_bit, make_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from rayreward import DataError, ModelConfig, ModelError, Scorer
+from rayreward import ConfigError, DataError, ModelConfig, ModelError, Scorer
 from rayreward.meter import ModelTime
 from rayreward.preferences import check_schema
 from rayreward.types import Conversation, Failure, Reward, Status, Text
@@ -25,6 +25,12 @@ TEXTS = [f"Answer {n}: " + "the weather is fine. " * (n % 7) for n in range(20)]
 @pytest.fixture(scope="module")
 def scorer(tiny_model: str) -> Scorer:
     return Scorer.load(ModelConfig(model=tiny_model, seed=42, max_batch_tokens=256))
+
+
+@pytest.mark.parametrize("device", ["mps", "gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(tiny_model: str, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device='{device}' is not here. Pass 'auto', or one"):
+        Scorer.load(ModelConfig(model=tiny_model, seed=42), device)
 
 
 def values(outcomes: Any) -> list[float]:

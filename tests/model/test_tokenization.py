@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import make_tokenizer
 
 from rayreward import ModelError
 from rayreward.tokenization import Tokenizer, load_tokenizer, padding_id, truncate
-from rayreward.types import Conversation, Failure, Status, Text, Tokens
+from rayreward.types import Conversation, Failure, Status, Text, TokenIds, Tokens
 
 
 def tokenizer(max_length: int | None = None, truncation: str = "error-row", **how: bool) -> Any:
@@ -38,6 +39,52 @@ def test_conversation_goes_through_the_models_template() -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     expected = ours.hf.apply_chat_template(messages, tokenize=True)["input_ids"]
     assert ids(ours.encode([Conversation(messages)])[0]) == expected
+
+
+WRITES = "{% for m in messages %}<{{ m.role }}>%s{% endfor %}"
+TEXT_ALONE = {
+    "as it is": "{{ m.content }}",
+    "trimmed": "{{ m.content | trim }}",
+    "left out": "{% if m.content is string %}{{ m.content }}{% endif %}",
+    "added": "{{ '' + m.content }}",
+}
+"""What templates that know text alone do with a content, and so with a list of parts."""
+
+PARTS = [{"type": "text", "text": " It's"}, {"type": "text", "text": "one.\n"}]
+TALK = Conversation([{"role": "user", "content": PARTS}, {"role": "assistant", "content": "a"}])
+
+
+@pytest.mark.parametrize("content", TEXT_ALONE.values(), ids=TEXT_ALONE)
+def test_parts_are_one_text_for_a_template_that_knows_text_alone(content: str) -> None:
+    ours = tokenizer()
+    ours.hf.chat_template = WRITES.replace("%s", content)
+    first, second = TALK.messages
+    joined = Conversation([{**first, "content": " It's\none.\n"}, second])
+    assert ids(ours.encode([TALK])[0]) == ids(ours.encode([joined])[0])
+
+
+def test_parts_are_left_to_a_template_that_knows_them() -> None:
+    ours = tokenizer()
+    part = "{% for p in m.content %}[{{ p.text | trim }}]{% endfor %}"
+    content = "{% if m.content is string %}{{ m.content }}{% else %}" + part + "{% endif %}"
+    ours.hf.chat_template = WRITES.replace("%s", content)
+    expected = ours.hf("<user>[It's][one.]<assistant>a")["input_ids"]
+    assert ids(ours.encode([TALK])[0]) == expected
+
+
+def test_parts_that_a_template_does_not_know_are_malformed() -> None:
+    thought = {"type": "thinking", "thinking": "well"}
+    [failure] = tokenizer().encode([Conversation([{"role": "user", "content": [thought]}])])
+    assert failure == Failure(Status.MALFORMED, "the chat template leaves out parts of a content")
+
+
+@pytest.mark.parametrize("token", [-1, 10**9, 2.5, "2", None])
+def test_ids_that_are_none_of_the_tokenizers_are_malformed(token: Any) -> None:
+    fine, failure = tokenizer().encode([TokenIds((5, np.int64(7))), TokenIds((5, token))])
+    assert ids(fine) == [5, 7]
+    assert isinstance(failure, Failure)
+    assert failure.status is Status.MALFORMED
+    assert f"token {token} is none of the tokenizer's" in failure.detail
 
 
 def test_samples_are_encoded_alone_as_in_a_crowd() -> None:

@@ -25,6 +25,8 @@ TEXT = pa.string()
 MESSAGE = pa.struct([("role", TEXT), ("content", TEXT)])
 MESSAGES = pa.list_(MESSAGE)
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+PART = {"type": "text", "text": "see"}
+IMAGE = {"type": "image", "url": "u"}
 
 
 def _user(content: Any) -> dict[str, Any]:
@@ -315,6 +317,11 @@ def test_preferences_null_among_completions_keeps_its_place() -> None:
         ({"role": "user", "content": None}, "messages[1] has no content"),
         (_user(7), "messages[1] has a content that is neither text nor a list of parts"),
         (_user(b"b"), "messages[1] has a content that is neither text nor a list of parts"),
+        (_user(["b"]), "messages[1].content[0] is of type str, not a part"),
+        (
+            _user([PART, IMAGE]),
+            "messages[1].content[1] is of type 'image', and only text is scored",
+        ),
     ],
 )
 def test_preferences_malformed_message_has_a_reason(message: Any, reason: str) -> None:
@@ -339,8 +346,9 @@ def test_preferences_value_of_another_type_has_a_reason(value: Any) -> None:
 
 
 def test_preferences_content_may_be_a_list_of_parts() -> None:
-    talk = [_user([{"type": "text", "text": "a"}]), _assistant("b")]
+    talk = [_user([PART]), _assistant("b")]
     assert _sample(messages=talk) == _turns(*talk)
+    assert _sample(prompt=PART["text"], completion=talk) == _turns(*talk), "the prompt is repeated"
 
 
 def test_preferences_call_of_a_tool_needs_no_content() -> None:
@@ -379,7 +387,6 @@ def test_preferences_tools_leave_plain_text_alone() -> None:
 def test_preferences_null_fields_of_arrow_structs_are_dropped() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
     other = {"type": "function", "function": {"name": "look", "arguments": {"where": "up"}}}
-    part = {"type": "text", "text": "see"}
     rows = [
         {"messages": [_user("a"), {"role": "assistant", "tool_calls": [call]}], "tools": TOOLS},
         {"messages": [_user("b"), {"role": "assistant", "tool_calls": [other]}]},
@@ -393,10 +400,10 @@ def test_preferences_null_fields_of_arrow_structs_are_dropped() -> None:
     assert samples[0] == Conversation(tuple(rows[0]["messages"]), TOOLS)
     assert samples[1] == _turns(*rows[1]["messages"])
     assert samples[2] == _turns(*rows[2]["messages"])
-    image = {"type": "image", "url": "u"}
-    parts = pa.Table.from_pylist([{"messages": [_user([part, image])]}]).to_pylist()[0]
-    assert parts["messages"][0]["content"][0]["url"] is None
-    assert found.samples(parts) == (_turns(_user([part, image])),)
+    thought = {"type": "thinking", "thinking": "well"}
+    parts = pa.Table.from_pylist([{"messages": [_user([PART, thought])]}]).to_pylist()[0]
+    assert parts["messages"][0]["content"][0]["thinking"] is None
+    assert found.samples(parts) == (_turns(_user([PART, thought])),)
 
 
 # ---- the schema of a table
