@@ -79,6 +79,11 @@ class Scorer:
             ModelError: The checkpoint can't be loaded as a reward model.
             ConfigError: A setting does not fit the model, or the device is not here.
         """
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"Expected a ModelConfig, and got a {type(config).__name__}. Pass "
+                "ModelConfig(model=…, seed=…)."
+            )
         if device == "auto":
             device = "cuda:0" if torch.cuda.is_available() else "cpu"
         _check_device(device)

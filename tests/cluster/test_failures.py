@@ -82,8 +82,8 @@ def test_rows_that_kill_get_no_reward_and_all_others_get_theirs(
     calm = write_rows(tmp_path / "calm.parquet", 24)
     settings: dict[str, Any] = {"num_actors": 1, "num_cpus_per_actor": 1, "max_attempts": 2}
     with RewardPool(tiny_model, seed=42, **settings) as pool:
-        report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=4, max_failed_rows=1)
-        pool.score_dataset(calm, tmp_path / "calm", rows_per_shard=4)
+        report = pool.score_dataset(source, tmp_path / "out", rows_per_shard=2, max_failed_rows=1)
+        pool.score_dataset(calm, tmp_path / "calm", rows_per_shard=2)
     assert report.tally.failed == {"poison": 1}
     found, expected = rows_of(tmp_path / "out"), rows_of(tmp_path / "calm")
     assert found[5]["reward_status"] == "poison"

@@ -33,6 +33,11 @@ def test_a_device_that_is_not_here_is_refused(tiny_model: str, device: str) -> N
         Scorer.load(ModelConfig(model=tiny_model, seed=42), device)
 
 
+def test_a_path_is_no_config(tiny_model: str) -> None:
+    with pytest.raises(ConfigError, match=r"got a str\. Pass ModelConfig\(model="):
+        Scorer.load(tiny_model)  # type: ignore[arg-type]
+
+
 def values(outcomes: Any) -> list[float]:
     assert all(isinstance(outcome, Reward) for outcome in outcomes)
     return [outcome.value for outcome in outcomes]
