@@ -7,7 +7,7 @@ leaves it out, and the reward would be that of something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _MEDIA = re.compile(r"(input_)?(image|video|audio|file)")
@@ -48,4 +48,4 @@ def joined(content: Any) -> Any:
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part.get("text"), str)
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str)

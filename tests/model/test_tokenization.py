@@ -72,9 +72,9 @@ def test_parts_are_left_to_a_template_that_knows_them() -> None:
     assert ids(ours.encode([TALK])[0]) == expected
 
 
-def test_parts_that_a_template_does_not_know_are_malformed() -> None:
-    thought = {"type": "thinking", "thinking": "well"}
-    [failure] = tokenizer().encode([Conversation([{"role": "user", "content": [thought]}])])
+@pytest.mark.parametrize("part", [{"type": "thinking", "thinking": "well"}, "a text", None])
+def test_parts_that_a_template_does_not_know_are_malformed(part: Any) -> None:
+    [failure] = tokenizer().encode([Conversation([{"role": "user", "content": [part]}])])
     assert failure == Failure(Status.MALFORMED, "the chat template leaves out parts of a content")
 
 
