@@ -16,6 +16,16 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 
 _MODULES = ("transformers.activations", "torch.nn.modules.activation")
+_MIX_ELEMENTS = (
+    nn.Softmax,
+    nn.Softmax2d,
+    nn.Softmin,
+    nn.LogSoftmax,
+    nn.GLU,
+    nn.MultiheadAttention,
+)
+"""What torch counts as activation functions, but what gives no element by itself."""
+
 _GRAIN = 32_768
 """Elements that a thread gets at least."""
 
@@ -62,11 +72,16 @@ class WholeVectors(nn.Module):
 
 
 def keep_whole_vectors(module: nn.Module) -> None:
-    """Replaces the activation functions in a module that is on a CPU.
+    """Replaces the activation functions in a module that is on a CPU, if they go by elements.
 
     One that is used in several places stays one.
     """
     done: dict[nn.Module, WholeVectors] = {}
     for name, child in list(module.named_modules(remove_duplicate=False)):
-        if type(child).__module__ in _MODULES and not list(child.parameters()):
+        if _is_by_elements(child):
             module.set_submodule(name, done.setdefault(child, WholeVectors(child)))
+
+
+def _is_by_elements(module: nn.Module) -> bool:
+    known = type(module).__module__ in _MODULES and not isinstance(module, _MIX_ELEMENTS)
+    return known and not list(module.parameters())

@@ -70,8 +70,8 @@ class Checkpoint:
         """The config's `pad_token_id`, class defaults included."""
         from transformers import AutoConfig
 
-        pad_id: int | None = AutoConfig.from_pretrained(self.path).get_text_config().pad_token_id
-        return pad_id
+        config = AutoConfig.from_pretrained(self.path).get_text_config()
+        return getattr(config, "pad_token_id", None)
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:

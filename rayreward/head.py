@@ -16,7 +16,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rayreward.errors import ModelError
+
 _POOLER = re.compile(r"(^|\.)pooler\.")
+
+_NOT_REACHED = "the forward pass never reached the head"
 
 
 def is_head(name: str, base_prefix: str) -> bool:
@@ -84,6 +88,11 @@ class Head:
     """
 
     def __init__(self, model: nn.Module, base_prefix: str) -> None:
+        """Takes over the last layer of a model.
+
+        Raises:
+            ModelError: There is none with one output, or there are several.
+        """
         self.tensors: Mapping[str, torch.Tensor] = {
             name: parameter.detach()
             for name, parameter in sorted(model.named_parameters())
@@ -92,7 +101,8 @@ class Head:
         name, last = _last_layer(model, base_prefix)
         self._weight = last.weight.detach()
         self._bias = None if last.bias is None else last.bias.detach()
-        _replace(model, name, _Catch())
+        self._catch = _Catch()
+        _replace(model, name, self._catch)
         for module in _roots(model, base_prefix):
             module.register_forward_pre_hook(_to_float32)
 
@@ -109,7 +119,33 @@ class Head:
             forward()
         except _Caught as caught:
             return caught.hidden
-        raise ValueError("the forward pass never reached the head")
+        raise ValueError(_NOT_REACHED)
+
+    def followed(self, forward: Callable[[], Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs a forward pass to its end, to see what the model makes of what its last layer gives.
+
+        Returns:
+            What the last layer gets, as from `caught`, and the first of the model's outputs, its
+            logits.
+
+        Raises:
+            ValueError: The forward pass never reaches the head.
+        """
+        seen: list[torch.Tensor] = []
+
+        def follow(hidden: torch.Tensor) -> torch.Tensor:
+            seen.append(hidden)
+            bias = None if self._bias is None else self._bias.float()
+            return nn.functional.linear(hidden.float(), self._weight.float(), bias)
+
+        self._catch.follow = follow
+        try:
+            logits = forward()[0]
+        finally:
+            self._catch.follow = None
+        if not seen:
+            raise ValueError(_NOT_REACHED)
+        return seen[0], logits
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
         """Applies the last layer in float64, summed half to half, then rounds to float32.
@@ -135,6 +171,11 @@ class Head:
             rewards = rewards + self._bias[0].double()
         return rewards.float()
 
+    def scale(self, hidden: torch.Tensor) -> torch.Tensor:
+        """How large the rewards of such states could be at most, but for the bias, `(N,)`."""
+        largest: torch.Tensor = hidden.float().norm(dim=1) * self._weight.norm()
+        return largest
+
 
 class _Caught(Exception):
     """Ends a forward pass at the head: nobody needs what comes after."""
@@ -145,9 +186,19 @@ class _Caught(Exception):
 
 
 class _Catch(nn.Module):
-    """Stands where the last layer stood, and hands out what it gets."""
+    """Stands where the last layer stood, and hands out what it gets.
+
+    Attributes:
+        follow: Does what the last layer did, for a forward pass that is to go on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follow: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.follow is not None:
+            return self.follow(hidden)
         raise _Caught(hidden)
 
 
@@ -160,8 +211,9 @@ def _last_layer(model: nn.Module, base_prefix: str) -> tuple[str, nn.Linear]:
         and is_head(f"{name}.weight", base_prefix)
     ]
     if len(found) != 1:
-        raise LookupError(
-            f"expected one linear layer with one output in the head, found {len(found)}"
+        raise ModelError(
+            f"{type(model).__name__} can't be scored: a reward comes from one linear layer with one "
+            f"output, and its head has {len(found)} of them. Use another architecture."
         )
     return found[0]
 

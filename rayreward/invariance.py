@@ -77,15 +77,20 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     """
     if model.layout == "padded":
         return ("in padded batches",)
+
+    def rewards(batch: list[Branch]) -> list[float]:
+        values: list[float] = model.rewards(batch).tolist()
+        return values
+
     texts = [branch.ids for branch in reversed(trial_batch(model))]
     apart = [Branch(text) for text in texts]
     shared = share_prefixes(texts) if model.layout == "flat" else apart
-    alone = [reward for branch in apart for reward in _rewards(model, [branch])]
+    alone = [reward for branch in apart for reward in rewards([branch])]
     crowds = list(_crowds(model, texts, max_batch_tokens))
 
     def moves(branches: list[Branch], behind: list[list[Branch]]) -> bool:
         try:
-            return any(_rewards(model, crowd + branches)[len(crowd) :] != alone for crowd in behind)
+            return any(rewards(crowd + branches)[len(crowd) :] != alone for crowd in behind)
         except torch.OutOfMemoryError:
             return False  # such batches go in halves, and larger ones too
 
@@ -118,9 +123,3 @@ def _sizes(model: RewardModel, max_batch_tokens: int) -> Iterable[int]:
         return model.sizes.up_to(max_batch_tokens)
     some = _SOME_SIZES if model.has_plain_weights else ()
     return sorted({min(model.sizes.filled(size), max_batch_tokens) for size in some})
-
-
-def _rewards(model: RewardModel, batch: list[Branch]) -> list[float]:
-    """All at once, if the layout lets them be."""
-    batches = [[branch] for branch in batch] if model.layout == "single" else [batch]
-    return [reward for batch in batches for reward in model.rewards(batch).tolist()]

@@ -3,8 +3,8 @@
 A batch runs in one of three layouts. *Flat*: one stream of tokens without padding, what texts share
 once (`rayreward.flat`); where a trial at load finds that it gives what transformers' own forward
 gives. *Padded*: transformers' own forward, padded on the right; for everything else.
-*Single*: the same with one text in a batch, for who would rather wait than see a bit move, and
-where a longer neighbour would change a text's positions.
+*Single*: the same for one text after the other, for who would rather wait than see a bit move, and
+where padding or a longer neighbour would change what a text gives.
 Knows transformers and torch devices; does not know text, files or Ray.
 """
 
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from rayreward.activations import keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
+from rayreward.errors import ModelError
 from rayreward.flat import Switch, lay_out, run
 from rayreward.fusing import (
     Fused,
@@ -35,6 +36,7 @@ from rayreward.fusing import (
 from rayreward.head import Head, is_head
 from rayreward.native import Kernels, find_kernels
 from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_layers
+from rayreward.pooling import find_pooling, pooled
 from rayreward.positions import pooled_position, position_padding
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
 from rayreward.types import Branch
@@ -69,6 +71,7 @@ class RewardModel:
         architecture: The model's class.
         vocabulary: How many token ids there are.
         layout: How batches run.
+        pooling: What the states of a text's tokens come to, where the model pools after its head.
         sizes: What numbers of tokens a flat stream is filled up to.
         fused: How layers are compiled (`rayreward.fusing`); null where they are not.
         head: The head, with its weights by name.
@@ -93,7 +96,14 @@ class RewardModel:
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
         self.fused: Fused | None = None
         batch = trial_batch(self)
-        expected = self._own(batch)
+        with torch.inference_mode():
+            self.pooling, expected = find_pooling(
+                self.architecture,
+                self.head,
+                lambda text: self._forward([text]),
+                [branch.ids for branch in batch],
+                pad_id,
+            )
         self.layout: Layout = self._settle_layout(batch, expected)
         if fuse and self.shares_prefixes:
             self.fused = self._settle_fusing(batch, expected)
@@ -162,7 +172,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def rewards(self, batch: Sequence[Branch]) -> torch.Tensor:
-        """Scores one batch, all of it at once. Does not wait for a GPU to be done with it.
+        """Scores one batch, at once if the layout lets it be. Does not wait for a GPU to be done.
 
         Args:
             batch: N texts.
@@ -171,8 +181,8 @@ class RewardModel:
             `(N,)` float32 on the model's device, in the batch's order. NaN and infinities are
             passed on as they are.
         """
-        pooled = self._pooled_flat if self.layout == "flat" else self._pooled_padded
-        return self.head.rewards(pooled(batch))
+        ways = {"flat": self._pooled_flat, "padded": self._pooled_padded, "single": self._own}
+        return self.head.rewards(ways[self.layout](batch))
 
     def _pooled_flat(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
@@ -195,16 +205,14 @@ class RewardModel:
     def _pooled_padded(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Runs transformers' own forward, padded; returns what the last layer sees, `(N, H)`."""
         texts = [branch.ids for branch in batch]
+        hidden = self.head.caught(lambda: self._forward(texts))
+        return pooled(hidden, texts, self.pooling, self.pad_id)
+
+    def _forward(self, texts: Sequence[Sequence[int]]) -> Any:
+        """Runs transformers' own forward on padded texts, as it would be called by hand."""
         ids, mask = self._padded(texts)
         self._switch.to_own()
-        hidden = self.head.caught(
-            lambda: self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
-        )
-        if hidden.dim() == 2:  # an encoder has pooled already
-            return hidden
-        last = np.array([pooled_position(text, self.pad_id) for text in texts])
-        rows = torch.arange(len(texts), device=self.device)
-        return hidden[rows, on_device(self.device, last)]
+        return self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
 
     @torch.inference_mode()
     def _settle_layout(self, batch: Sequence[Branch], expected: torch.Tensor) -> Layout:
@@ -214,17 +222,28 @@ class RewardModel:
         trial can tell: some architectures pool in a way of their own, mix tokens outside of
         attention or take weights past their layers, and come out wrong without a word.
         """
-        if self.device.type == "cpu":
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
             keep_whole_vectors(self._module)
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
+        if self._finds_kernel(batch, expected):
+            return "flat"
+        if on_cpu and not self._is_close(_tried(self._own, batch), expected):
+            unpack_linear_layers(self._module)
             if self._finds_kernel(batch, expected):
                 return "flat"
-            packed = _tried(self._own, batch)
-            if packed is not None and self._is_close(packed, expected):
-                return "padded"
-            unpack_linear_layers(self._module)
-        return "flat" if self._finds_kernel(batch, expected) else "padded"
+        if self._is_close(_tried(self._pooled_padded, batch), expected):
+            return "padded"
+        if self._is_close(_tried(self._own, batch), expected):
+            _logger.warning(
+                "padding changes what %s gives, so its texts run one at a time", self.architecture
+            )
+            return "single"
+        raise ModelError(
+            f"{self.architecture} can't be scored: by transformers' own forward pass one text does "
+            "not get the same reward twice here. Use another architecture, or another dtype."
+        )
 
     def _settle_fusing(self, batch: Sequence[Branch], expected: torch.Tensor) -> Fused | None:
         """Compiles the layers, and stays with that where the stream is right by it, too.
@@ -296,8 +315,8 @@ class RewardModel:
                 return True
         return False
 
-    def _is_close(self, ours: torch.Tensor, expected: torch.Tensor) -> bool:
-        if ours.shape != expected.shape:
+    def _is_close(self, ours: torch.Tensor | None, expected: torch.Tensor) -> bool:
+        if ours is None or ours.shape != expected.shape:
             return False
         error = (ours.float() - expected).norm(dim=1) / expected.norm(dim=1)
         return bool((error <= _TOLERANCE[self._module.dtype]).all())

@@ -199,7 +199,7 @@ class Scorer:
         if model.layout == "flat":
             branches = share_prefixes(sorted(texts), model.worth_sharing) if share else apart
             return pack_branches(branches, tokens)
-        batches = make_batches(list(map(len, texts)), 1 if model.layout == "single" else tokens)
+        batches = make_batches(list(map(len, texts)), tokens)
         return [[apart[index] for index in batch] for batch in batches]
 
     def score_table(

@@ -15,9 +15,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BloomConfig,
+    ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    EuroBertConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -34,6 +36,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    SqueezeBertConfig,
 )
 
 from rayreward.packing import PackedLinear, packed
@@ -114,11 +117,19 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "deberta": lambda: DebertaV2Config(
         **_SHAPE, relative_attention=True, pos_att_type=["c2p", "p2c"], pooler_hidden_size=32
     ),
+    "eurobert": lambda: EuroBertConfig(**_SHAPE, num_key_value_heads=2),
+    "squeezebert": lambda: SqueezeBertConfig(**_SHAPE, embedding_size=32),
+    "convbert": lambda: ConvBertConfig(**_SHAPE, embedding_size=32),
 }
-ENCODERS = ("bert", "roberta", "electra", "distilbert", "modernbert", "deberta")
-NOT_FLAT = ("bloom", "falcon", "deberta")
-"""They do not call transformers' attention interface."""
-FLAT = tuple(name for name in CONFIGS if name not in NOT_FLAT)
+ENCODERS = (
+    *("bert", "roberta", "electra", "distilbert", "modernbert", "deberta"),
+    *("eurobert", "squeezebert", "convbert"),
+)
+NOT_FLAT = ("bloom", "falcon", "deberta", "eurobert", "squeezebert")
+"""They do not call transformers' attention interface, or make a reward of all tokens' states."""
+NOT_PADDED = ("convbert",)
+"""What a text gives depends on how far it is padded."""
+FLAT = tuple(name for name in CONFIGS if name not in (*NOT_FLAT, *NOT_PADDED))
 
 
 @cache

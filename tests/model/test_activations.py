@@ -56,3 +56,11 @@ def test_activations_are_replaced_and_a_shared_one_stays_one() -> None:
     assert module["a"] is module["b"][0]
     assert type(module["b"][1]) is nn.Linear
     assert isinstance(module["b"][2], WholeVectors)
+
+
+@pytest.mark.parametrize("mixing", [nn.Softmax(dim=-1), nn.GLU()])
+def test_what_takes_elements_together_is_left_alone(mixing: nn.Module) -> None:
+    """Some models hold such a function as a module, as SqueezeBERT does for its attention."""
+    module = nn.ModuleDict({"a": mixing})
+    keep_whole_vectors(module)
+    assert module["a"] is mixing

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, ENCODERS, FLAT, NOT_FLAT, make_checkpoint
+from tiny import CONFIGS, ENCODERS, FLAT, NOT_FLAT, NOT_PADDED, make_checkpoint
 from transformers import AutoModelForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from rayreward import ModelConfig, Scorer
+from rayreward import ModelConfig, ModelError, Scorer
 from rayreward.batching import share_prefixes
 from rayreward.checkpoint import open_checkpoint
 from rayreward.flat import lay_out
@@ -114,14 +114,34 @@ def test_what_can_runs_flat_and_decoders_share_prefixes(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", NOT_FLAT)
-def test_what_never_calls_the_attention_interface_is_found_out_and_runs_padded(
+def test_what_cannot_run_flat_is_found_out_and_runs_padded(
     tmp_path: Path, architecture: str, dtype: str
 ) -> None:
     model = load(tmp_path, architecture, dtype)
     assert model.layout == "padded"
     assert not model.shares_prefixes
-    own_layers = architecture == "falcon"  # of a class of its own, not torch's
+    own_layers = architecture in ("falcon", "squeezebert")  # of a class of their own
     assert holds_packed_layers(model) == (can_pack(torch.float32) and not own_layers)
+
+
+@pytest.mark.parametrize("architecture", NOT_PADDED)
+def test_what_padding_changes_is_found_out_and_runs_one_text_at_a_time(
+    tmp_path: Path, architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(tmp_path, architecture)
+    assert model.layout == "single"
+    assert "padding changes" in caplog.text
+    batch = [Branch(text) for text in texts(1, 40, 3, 11)]
+    assert model.rewards(batch).tolist() == alone(model, batch)
+
+
+def test_what_is_another_number_at_every_pass_is_refused() -> None:
+    module = classifier("llama")
+    module.model.embed_tokens.register_forward_hook(
+        lambda _module, _args, embedded: embedded + torch.randn_like(embedded)
+    )
+    with pytest.raises(ModelError, match="not get the same reward twice"):
+        reward_model(module)
 
 
 def test_a_model_that_takes_weights_past_their_layers_has_them_in_plain_order(

@@ -31,6 +31,7 @@ HEAVY = {
     "model",
     "narrowing",
     "operators",
+    "pooling",
     "positions",
     "rotary",
     "packing",
