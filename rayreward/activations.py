@@ -4,15 +4,21 @@ torch shares a function's elements out among threads, and computes whole vectors
 and what is left of a thread's share with another, which may round otherwise. So a token at such a
 border would change its bits with the number of tokens beside it. Here all shares are whole vectors.
 
-Knows activation modules and how torch shares elements out on a CPU; does not know models.
+Knows activation functions and how torch shares elements out on a CPU; does not know models.
 Source: ATen's Parallel.h (`parallel_for`), TensorIterator.h (`GRAIN_SIZE`), cpu/Activation.cpp
 (`GeluKernelImpl`) and cpu/Loops.h (`vectorized_loop`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers.activations import GELUActivation, GELUTanh
 
 _MODULES = ("transformers.activations", "torch.nn.modules.activation")
@@ -36,6 +42,18 @@ _VECTORS = 64
 """Elements that are computed together: two vectors of 512 bits in half precision."""
 
 
+_FUNCTIONS = frozenset(
+    {
+        *(torch.sigmoid, torch.Tensor.sigmoid, functional.silu, functional.gelu),
+        *(functional.softplus, functional.mish, functional.logsigmoid),
+    }
+)
+"""Those that models call by themselves and that round otherwise outside of whole vectors, unlike
+`exp`, `tanh`, `sin` and `cos`."""
+
+_in_module: ContextVar[bool] = ContextVar("in_module", default=False)
+
+
 class WholeVectors(nn.Module):
     """An activation function on a CPU, every thread's share of which is whole vectors.
 
@@ -46,29 +64,69 @@ class WholeVectors(nn.Module):
     def __init__(self, function: nn.Module) -> None:
         super().__init__()
         self.function = function
+        self._is_gelu = isinstance(function, (nn.GELU, GELUActivation, GELUTanh))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `function`. Inductor, which makes loops of its own, takes it as it is."""
         if torch.compiler.is_compiling():
-            return self._compute(x)
-        elements = whole = x.numel()
-        while rest := whole % (self._shares(whole) * _VECTORS):
-            whole -= rest
-        if whole in (elements, 0):
-            return self._compute(x.contiguous())
-        parts = x.flatten().split((whole, elements - whole))
-        return torch.cat([self._compute(part) for part in parts]).view(x.shape)
+            computed: torch.Tensor = self.function(x)
+            return computed
+        token = _in_module.set(True)
+        try:
+            return _by_whole_vectors(self.function, x, is_gelu=self._is_gelu)
+        finally:
+            _in_module.reset(token)
 
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        computed: torch.Tensor = self.function(x)
-        return computed
 
-    def _shares(self, elements: int) -> int:
-        """How many threads get some of so many elements."""
-        threads = torch.get_num_threads()
-        if isinstance(self.function, (nn.GELU, GELUActivation, GELUTanh)):
-            return threads if elements > _ALL_THREADS_FROM else 1
-        return min(threads, max(1, -(-elements // _GRAIN)))
+class WholeVectorsOfFunctions(TorchFunctionMode):
+    """While it is in force, activation functions that are no modules are computed so, too.
+
+    It takes time at every operator: so it is for the models that call such functions.
+
+    Attributes:
+        called: Whether one was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func not in _FUNCTIONS or _in_module.get():
+            return func(*args, **(kwargs or {}))
+        self.called = True
+        x, *rest = args
+        return _by_whole_vectors(
+            lambda part: func(part, *rest, **(kwargs or {})), x, is_gelu=func is functional.gelu
+        )
+
+
+def _by_whole_vectors(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, is_gelu: bool
+) -> torch.Tensor:
+    elements = whole = x.numel()
+    while rest := whole % (_shares(whole, is_gelu=is_gelu) * _VECTORS):
+        whole -= rest
+    if whole == elements:
+        return function(x.contiguous())
+    elements_in_line, left = x.flatten(), elements - whole
+    filled_up = functional.pad(elements_in_line[whole:], (0, -left % _VECTORS))
+    parts = [function(elements_in_line[:whole])] if whole else []
+    return torch.cat([*parts, function(filled_up)[:left]]).view(x.shape)
+
+
+def _shares(elements: int, *, is_gelu: bool) -> int:
+    """How many threads get some of so many elements."""
+    threads = torch.get_num_threads()
+    if is_gelu:
+        return threads if elements > _ALL_THREADS_FROM else 1
+    return min(threads, max(1, -(-elements // _GRAIN)))
 
 
 def keep_whole_vectors(module: nn.Module) -> None:

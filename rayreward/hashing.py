@@ -59,9 +59,11 @@ def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        _add(digest, _header(name, tensor))
-        _add(digest, _chunk_sums(tensor).tobytes())
+    # one tensor at a time: put into plain order for this, all of them would be the model once more
+    summed = [(name, _header(name, tensor), _chunk_sums(tensor)) for name, tensor in tensors]
+    for _, header, sums in sorted(summed, key=lambda item: item[0]):
+        _add(digest, header)
+        _add(digest, sums.tobytes())
     return digest.hexdigest()
 
 

@@ -212,8 +212,8 @@ def _last_layer(model: nn.Module, base_prefix: str) -> tuple[str, nn.Linear]:
     ]
     if len(found) != 1:
         raise ModelError(
-            f"{type(model).__name__} can't be scored: a reward comes from one linear layer with one "
-            f"output, and its head has {len(found)} of them. Use another architecture."
+            f"{type(model).__name__} can't be scored: a reward comes from one linear layer with "
+            f"one output, and its head has {len(found)} of them. Use another architecture."
         )
     return found[0]
 

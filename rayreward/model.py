@@ -10,9 +10,11 @@ Knows transformers and torch devices; does not know text, files or Ray.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -21,10 +23,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rayreward.activations import keep_whole_vectors
+from rayreward.activations import WholeVectorsOfFunctions, keep_whole_vectors
 from rayreward.attention import Kernel, on_device
 from rayreward.batching import share_prefixes
 from rayreward.errors import ModelError
+from rayreward.experts import PackedExperts, pack_experts, unpack_experts
 from rayreward.flat import Switch, lay_out, run
 from rayreward.fusing import (
     Fused,
@@ -93,6 +96,8 @@ class RewardModel:
         self._kernel: Kernel = "blocks"
         self._attentions = 0  # in the last pass
         self._last_attention: int | None = None  # after which the stream is narrowed
+        on_cpu = self.device.type == "cpu"
+        self._functions = WholeVectorsOfFunctions() if on_cpu else None  # null where none is called
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
         self.fused: Fused | None = None
         batch = trial_batch(self)
@@ -105,6 +110,8 @@ class RewardModel:
                 pad_id,
             )
         self.layout: Layout = self._settle_layout(batch, expected)
+        if self._functions is not None and not self._functions.called:
+            self._functions = None
         if fuse and self.shares_prefixes:
             self.fused = self._settle_fusing(batch, expected)
 
@@ -153,16 +160,27 @@ class RewardModel:
         return ids[: pooled_position(ids, self.pad_id) + 1] if self.shares_prefixes else ids
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every live weight and stored buffer of head and body with its name, sorted by name."""
+        """Every live weight and stored buffer of head and body with its name, sorted by name.
+
+        Those that are packed are put into plain order when their turn comes.
+        """
         packed = {
-            n: m
-            for n, m in self._module.named_modules(remove_duplicate=False)
-            if isinstance(m, PackedLinear)
+            name: module
+            for name, module in self._module.named_modules(remove_duplicate=False)
+            if isinstance(module, PackedLinear | PackedExperts)
         }
         held = {**self._module.state_dict(), **self.head.tensors}
-        for name, tensor in sorted(held.items()):
+        plain: dict[str, Callable[[], torch.Tensor]] = {}
+        for name, tensor in held.items():
             layer, _, part = name.rpartition(".")
-            yield name, packed[layer].plain()[part] if layer in packed else tensor
+            match packed.get(layer):
+                case PackedLinear() as linear:
+                    plain[name] = partial(linear.part, part)
+                case PackedExperts() as experts:
+                    plain[layer] = experts.plain
+                case None:
+                    plain[name] = tensor.detach
+        yield from ((name, plain[name]()) for name in sorted(plain))
 
     def derived(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The live buffers that no checkpoint stores, such as rotary frequencies, by name."""
@@ -181,8 +199,20 @@ class RewardModel:
             `(N,)` float32 on the model's device, in the batch's order. NaN and infinities are
             passed on as they are.
         """
+        return self.head.rewards(self.states(batch))
+
+    @torch.inference_mode()
+    def states(self, batch: Sequence[Branch]) -> torch.Tensor:
+        """What the head's last layer sees of one batch.
+
+        Args:
+            batch: N texts.
+
+        Returns:
+            `(N, H)` on the model's device, in the batch's order.
+        """
         ways = {"flat": self._pooled_flat, "padded": self._pooled_padded, "single": self._own}
-        return self.head.rewards(ways[self.layout](batch))
+        return ways[self.layout](batch)
 
     def _pooled_flat(self, batch: Sequence[Branch]) -> torch.Tensor:
         """Runs the flat stream; returns what the head's last layer sees, `(N, H)`."""
@@ -197,9 +227,10 @@ class RewardModel:
         )
         pooled = [pooled_position(branch.ids, self.pad_id) for branch in batch]
         self._switch.to_streams(in_graphs=self._stands_in_graphs)
-        hidden, self._attentions = run(
-            self._module, stream, self.head.caught, pooled, self._last_attention
-        )
+        with self._functions or contextlib.nullcontext():
+            hidden, self._attentions = run(
+                self._module, stream, self.head.caught, pooled, self._last_attention
+            )
         return hidden
 
     def _pooled_padded(self, batch: Sequence[Branch]) -> torch.Tensor:
@@ -214,7 +245,6 @@ class RewardModel:
         self._switch.to_own()
         return self._module(input_ids=ids, attention_mask=mask, **self._no_cache())
 
-    @torch.inference_mode()
     def _settle_layout(self, batch: Sequence[Branch], expected: torch.Tensor) -> Layout:
         """Tries what is fastest first, and stays with what gives what transformers' own gives.
 
@@ -227,10 +257,12 @@ class RewardModel:
             keep_whole_vectors(self._module)
             prefix = self._module.base_model_prefix
             pack_linear_layers(self._module, lambda name: not is_head(name, prefix))
+            pack_experts(self._module)
         if self._finds_kernel(batch, expected):
             return "flat"
         if on_cpu and not self._is_close(_tried(self._own, batch), expected):
             unpack_linear_layers(self._module)
+            unpack_experts(self._module)
             if self._finds_kernel(batch, expected):
                 return "flat"
         if self._is_close(_tried(self._pooled_padded, batch), expected):
@@ -335,6 +367,7 @@ class RewardModel:
         return {"use_cache": False} if hasattr(self._module.config, "use_cache") else {}
 
 
+@torch.inference_mode()
 def _tried(
     way: Callable[[Sequence[Branch]], torch.Tensor], batch: Sequence[Branch]
 ) -> torch.Tensor | None:

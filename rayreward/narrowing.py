@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map_only
 
 
 class Narrowing(TorchFunctionMode):
-    """While it is in force, operators get `(1, M, …)` for their tensors `(1, T, …)`.
+    """While it is in force, operators get `(1, M, …)` for what a pass has made as `(1, T, …)`.
 
+    Told from weights by inference mode: passes run in it, and weights are made outside of it.
     Shape legend: T tokens in a stream, of which M are wanted.
     """
 
@@ -52,5 +53,7 @@ class Narrowing(TorchFunctionMode):
         return False
 
     def _narrow(self, tensor: torch.Tensor) -> torch.Tensor:
-        of_stream = tensor.dim() > 1 and tensor.shape[:2] == (1, self._tokens)
+        # T may be as many as a token's numbers are, or a weight's, which no pass has made
+        may_be = tensor.is_inference() and tensor.dim() > 2
+        of_stream = may_be and tensor.shape[:2] == (1, self._tokens)
         return tensor[:, self._wanted] if of_stream else tensor

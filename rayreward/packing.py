@@ -64,15 +64,26 @@ class PackedLinear(nn.Module):
         if torch.compiler.is_compiling():
             # loops before and after hold float32 anyway, which our own kernel takes, too
             return multiply_in_graph(rows.to(self._wide), self.weight, self.bias).to(self.dtype)
-        return _multiply(rows.to(self.weight.dtype), self.weight, self.bias).to(self.dtype)
+        return multiply(rows, self.weight, self.bias, self.dtype)
+
+    def part(self, name: str) -> torch.Tensor:
+        """Weight or bias as the layer that this one replaces had it, bit for bit."""
+        if name == "bias":
+            assert self.bias is not None, "the layer has no bias"
+            return self.bias.to(self.dtype)
+        weight = unpacked(self.weight)
+        return (weight.t().contiguous() if self.transposed else weight).to(self.dtype)
 
     def plain(self) -> dict[str, torch.Tensor]:
-        """Weight and bias as the layer that this one replaces had them, bit for bit."""
-        weight = unpacked(self.weight)
-        held = {"weight": weight.t().contiguous() if self.transposed else weight}
-        if self.bias is not None:
-            held["bias"] = self.bias
-        return {name: tensor.to(self.dtype) for name, tensor in held.items()}
+        """All parts of the layer that this one replaces, by name."""
+        return {name: self.part(name) for name in self.state_dict()}
+
+
+def multiply(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """`(…, in)` by a packed weight to `(…, out)` in a precision, computed in that of the weight."""
+    return _multiply(rows.to(weight.dtype), weight, bias).to(dtype)
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -34,6 +34,7 @@ from transformers import (
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     RobertaConfig,
     SqueezeBertConfig,
@@ -80,6 +81,14 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "gemma3": lambda: Gemma3TextConfig(
         **_SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=32, query_pre_attn_scalar=8
+    ),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **_SHAPE,
+        num_key_value_heads=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
     ),
     "phi3": lambda: Phi3Config(**_SHAPE, num_key_value_heads=2),
     "olmo2": lambda: Olmo2Config(**_SHAPE, num_key_value_heads=2),

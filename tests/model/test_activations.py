@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from rayreward.activations import WholeVectors, keep_whole_vectors
+from rayreward.activations import WholeVectors, WholeVectorsOfFunctions, keep_whole_vectors
 
 FUNCTIONS = ["silu", "sigmoid", "gelu", "gelu_pytorch_tanh", "quick_gelu", "gelu_new", "mish"]
 
@@ -31,6 +31,32 @@ def test_g3_an_element_keeps_its_bits_in_any_number_of_rows(name: str, dtype: to
     expected = torch.cat([ACT2FN[name](row) for row in rows.split(8)])  # each by one thread
     for count in (*range(8, 400, 56), 424, 680, 1_024):
         assert torch.equal(function(rows[:count].clone()), expected[:count])
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("width", [1, 5, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "function", [torch.sigmoid, torch.Tensor.sigmoid, nn.functional.silu, nn.functional.softplus]
+)
+def test_g3_what_a_model_calls_by_itself_keeps_an_elements_bits(
+    function: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, width: int
+) -> None:
+    """A gate has one number a token, a router one for each expert: no whole vectors."""
+    rows = torch.randn(3_000, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with WholeVectorsOfFunctions() as functions:
+        expected = function(rows)
+        for count in (1, 8, 24, 999, 2_000):
+            assert torch.equal(function(rows[:count]), expected[:count])
+            assert torch.equal(function(rows[-count:]), expected[-count:])
+    assert functions.called
+
+
+def test_activation_modules_do_not_count_as_functions() -> None:
+    with WholeVectorsOfFunctions() as functions:
+        WholeVectors(ACT2FN["silu"])(torch.randn(3, 5))
+        torch.exp(torch.randn(3, 5))
+    assert not functions.called
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 5), (3, 1), (0, 64), (1, 1_000, 96)])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import make_checkpoint
@@ -86,29 +85,46 @@ def test_what_moves_a_bit_is_named(
     named: tuple[str, ...],
 ) -> None:
     model = scorer(tmp_path)._model
-    honest = RewardModel.rewards
+    honest = RewardModel.states
 
     def shifted(self: RewardModel, batch: Any) -> Any:
-        rewards = honest(self, batch)
-        return rewards.nextafter(torch.tensor(9.0)) if moves(batch) else rewards
+        states = honest(self, batch)
+        return states.nextafter(torch.tensor(9.0)) if moves(batch) else states
 
-    monkeypatch.setattr(RewardModel, "rewards", shifted)
+    monkeypatch.setattr(RewardModel, "states", shifted)
     assert find_dependence(model, 8_192) == named
+
+
+def test_one_bit_of_one_number_that_a_reward_is_made_of_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward, rounded to float32, would mostly be the same."""
+    model = scorer(tmp_path)._model
+    honest = RewardModel.states
+
+    def states(self: RewardModel, batch: Any) -> Any:
+        found = honest(self, batch).clone()
+        if crowded(batch):
+            found[-1, 3] = found[-1, 3].nextafter(torch.tensor(9.0))
+        return found
+
+    monkeypatch.setattr(RewardModel, "states", states)
+    assert find_dependence(model, 8_192) == ("in other company",)
 
 
 def test_g3_insisted_on_fills_streams_up_where_their_length_moves_a_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU whose kernels go by the number of rows: all streams get the same one."""
-    honest = RewardModel.rewards
+    honest = RewardModel.states
 
     def by_length(self: RewardModel, batch: Any) -> Any:
         tokens = sum(branch.own for branch in batch)
         rows = self.sizes.filled(tokens)
-        rewards = honest(self, batch)
-        return rewards.nextafter(torch.tensor(9.0)) if rows % 100 > 50 else rewards
+        states = honest(self, batch)
+        return states.nextafter(torch.tensor(9.0)) if rows % 100 > 50 else states
 
-    monkeypatch.setattr(RewardModel, "rewards", by_length)
+    monkeypatch.setattr(RewardModel, "states", by_length)
     assert scorer(tmp_path).fingerprint().batch_invariant.startswith("does not hold")
     held = scorer(tmp_path, batch_invariant=True, max_batch_tokens=512)
     assert (held.fingerprint().layout, held.fingerprint().batch_invariant) == ("flat", "holds")
@@ -164,14 +180,14 @@ def test_sizes_are_tried_on_a_cpu_where_weights_are_in_plain_order(
         patch.setattr("rayreward.model.pack_linear_layers", lambda *_: None)
         plain = scorer(tmp_path / "plain")._model
     assert (plain.has_plain_weights, packed.has_plain_weights) == (True, False)
-    honest = RewardModel.rewards
+    honest = RewardModel.states
 
-    def rewards(self: RewardModel, batch: Any) -> Any:
+    def states(self: RewardModel, batch: Any) -> Any:
         found = honest(self, batch)
         tokens = self.sizes.filled(sum(branch.own for branch in batch))
         return found.nextafter(torch.tensor(9.0)) if 384 < tokens < 640 else found
 
-    monkeypatch.setattr(RewardModel, "rewards", rewards)
+    monkeypatch.setattr(RewardModel, "states", states)
     assert find_dependence(plain, 8_192) == ("in other company",)
     assert find_dependence(packed, 8_192) == ()
 
@@ -181,18 +197,18 @@ def test_streams_of_all_sizes_are_tried_as_far_as_memory_goes(
 ) -> None:
     """As on a GPU: a bit that moves in streams of 1,024 tokens only; one that moves in none."""
     model = scorer(tmp_path)._model
-    honest, sizes = RewardModel.rewards, []
+    honest, sizes = RewardModel.states, []
     monkeypatch.setattr(invariance, "_sizes", lambda model, most: model.sizes.up_to(most))
     model.sizes = Sizes(256, 8)
 
-    def rewards(self: RewardModel, batch: Any) -> Any:
+    def states(self: RewardModel, batch: Any) -> Any:
         sizes.append(self.sizes.filled(sum(branch.own for branch in batch)))
         if sizes[-1] > 1_500:
             raise torch.OutOfMemoryError("no more")
         found = honest(self, batch)
         return found.nextafter(torch.tensor(9.0)) if sizes[-1] == moves_at else found
 
-    monkeypatch.setattr(RewardModel, "rewards", rewards)
+    monkeypatch.setattr(RewardModel, "states", states)
     moves_at = 1_024
     assert find_dependence(model, 4_096) == ("in other company",)
     assert {512, 768, 1_024} <= set(sizes)
@@ -208,24 +224,23 @@ def test_sharing_that_moves_a_bit_hides_no_size_that_does_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = scorer(tmp_path)._model
-    honest = RewardModel.rewards
+    honest = RewardModel.states
     monkeypatch.setattr(invariance, "_sizes", lambda model, most: model.sizes.up_to(most))
     model.sizes = Sizes(256, 8)
 
     def shifted(self: RewardModel, batch: Any) -> Any:
-        rewards = honest(self, batch)
+        states = honest(self, batch)
         moved = sharing(batch) or self.sizes.filled(sum(branch.own for branch in batch)) == 1_024
-        return rewards.nextafter(torch.tensor(9.0)) if moved else rewards
+        return states.nextafter(torch.tensor(9.0)) if moved else states
 
-    monkeypatch.setattr(RewardModel, "rewards", shifted)
+    monkeypatch.setattr(RewardModel, "states", shifted)
     assert find_dependence(model, 4_096) == ("in other company", "with a shared prefix")
 
 
 def test_g3_insisted_on_and_impossible_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dice = np.random.default_rng(0)
-    monkeypatch.setattr(RewardModel, "rewards", lambda _, batch: dice.random(len(batch)))
+    monkeypatch.setattr(RewardModel, "states", lambda _, batch: torch.rand(len(batch), 4))
     with pytest.raises(ModelError, match="change on this hardware in other company"):
         scorer(tmp_path, batch_invariant=True)
 

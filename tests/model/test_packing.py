@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,24 @@ def test_unpacked_layers_are_what_they_were(dtype: torch.dtype) -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(tensor.requires_grad for tensor in module.parameters())
+
+
+def test_weights_are_put_into_plain_order_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once would be the model once more, at every look."""
+    scorer = Scorer.load(ModelConfig(model=str(make_checkpoint(tmp_path, head=True))), "cpu")
+    honest, seen = packing.unpacked, []
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        assert sum(plain() is not None for plain in seen) <= 1
+        plain = honest(weight)
+        seen.append(weakref.ref(plain))
+        return plain
+
+    monkeypatch.setattr(packing, "unpacked", counted)
+    scorer.prove()
+    assert len(seen) == 14
 
 
 def test_g1_packed_weights_have_the_hash_of_the_files(tmp_path: Path) -> None:

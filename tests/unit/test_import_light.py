@@ -18,6 +18,7 @@ HEAVY = {
     "actor",
     "attention",
     "budget",
+    "experts",
     "flat",
     "fleet",
     "fusing",
