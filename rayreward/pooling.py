@@ -96,8 +96,8 @@ def find_pooling(
     for pooling in get_args(Pooling):
         alone = zip(states, texts, strict=True)
         taken = torch.cat([pooled(hidden, [text], pooling, pad_id) for hidden, text in alone])
-        off = (head.rewards(taken) - own).abs()
-        if (off <= _TOLERANCE * head.scale(taken)).all():
+        fits = (head.rewards(taken) - own).abs() <= _TOLERANCE * head.scale(taken)
+        if (fits | ~own.isfinite()).all():  # what is no number says nothing about pooling
             return pooling, taken.float()
     raise ModelError(
         f"{name} can't be scored: it makes its rewards neither from the last token of a text nor "

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, make_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import CONFIGS, make_checkpoint, make_tokenizer
 from transformers import AutoModelForSequenceClassification, BartConfig
 
 from rayreward import ModelConfig, ModelError, Scorer
-from rayreward.model import Loaded, RewardModel
-from rayreward.types import Branch
+from rayreward.model import Loaded, RewardModel, trial_batch
+from rayreward.types import Branch, Failure, Reward, Status
 
 
 def classifier(architecture: str) -> Any:
@@ -74,3 +75,33 @@ def test_a_head_of_no_layer_with_one_output_is_refused() -> None:
     module.score = torch.nn.Linear(32, 2)
     with pytest.raises(ModelError, match="its head has 0 of them"):
         reward_model(module)
+
+
+@pytest.mark.parametrize(
+    "weight", ["model.norm.weight", "score.weight", "model.layers.1.mlp.up_proj.weight"]
+)
+def test_a_model_that_gives_no_numbers_is_loaded_and_its_texts_get_a_reason(
+    tmp_path: Path, weight: str
+) -> None:
+    """As float16 does where it overflows, for all texts of the trial or for some."""
+    path = make_checkpoint(tmp_path, head=True)
+    weights = load_file(path / "model.safetensors")
+    weights[weight].fill_(float("nan"))
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    (outcome,) = Scorer.load(ModelConfig(model=str(path)), "cpu").score(["a text"])
+    assert isinstance(outcome, Failure)
+    assert outcome.status is Status.NOT_FINITE
+
+
+def test_a_text_of_the_trial_that_gives_no_number_says_nothing(tmp_path: Path) -> None:
+    """As of tokens that no training has seen: the others get their rewards."""
+    path = make_checkpoint(tmp_path, head=True)
+    (expected,) = Scorer.load(ModelConfig(model=str(path)), "cpu").score(["a text"])
+    assert isinstance(expected, Reward)
+    weights = load_file(path / "model.safetensors")
+    model = Scorer.load(ModelConfig(model=str(path)), "cpu")._model
+    weights["model.embed_tokens.weight"][list(trial_batch(model)[2].ids[-1:])] = float("nan")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    (outcome,) = Scorer.load(ModelConfig(model=str(path)), "cpu").score(["a text"])
+    assert isinstance(outcome, Reward)
+    assert outcome.value == pytest.approx(expected.value, abs=1e-6)
