@@ -18,7 +18,7 @@ import torch
 from rayreward.batching import share_prefixes
 from rayreward.config import ModelConfig
 from rayreward.errors import ModelError
-from rayreward.model import RewardModel, trial_batch
+from rayreward.model import RewardModel
 from rayreward.sizes import Sizes
 from rayreward.types import Branch
 
@@ -80,7 +80,7 @@ def find_dependence(model: RewardModel, max_batch_tokens: int) -> tuple[str, ...
     """
     if model.layout == "padded":
         return ("in padded batches",)
-    texts = [branch.ids for branch in reversed(trial_batch(model))]
+    texts = [branch.ids for branch in reversed(model.trial_batch())]
     apart = [Branch(text) for text in texts]
     shared = share_prefixes(texts) if model.layout == "flat" else apart
     alone = torch.cat([model.states([branch]) for branch in apart])

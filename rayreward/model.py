@@ -42,16 +42,13 @@ from rayreward.packing import PackedLinear, pack_linear_layers, unpack_linear_la
 from rayreward.pooling import find_pooling, pooled
 from rayreward.positions import pooled_position, position_padding
 from rayreward.sizes import ON_CPU, ON_GPU, Sizes
+from rayreward.trial import draw_batch, is_close, tried
 from rayreward.types import Branch
 
 _logger = logging.getLogger("rayreward")
 
 HeadOrigin = Literal["trained", "seeded"]
 Layout = Literal["flat", "padded", "single"]
-
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far, relative to its length, a hidden state may be from transformers' own: well above what
-another order of summation does, well below what attending to the wrong tokens does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ class RewardModel:
         self._functions = WholeVectorsOfFunctions() if on_cpu else None  # null where none is called
         self.sizes: Sizes = ON_CPU if self.device.type == "cpu" else ON_GPU
         self.fused: Fused | None = None
-        batch = trial_batch(self)
+        batch = self.trial_batch()
         with torch.inference_mode():
             self.pooling, expected = find_pooling(
                 self.architecture,
@@ -158,6 +155,10 @@ class RewardModel:
         What a decoder pools sees no token after itself, such as an EOS that doubles as padding.
         """
         return ids[: pooled_position(ids, self.pad_id) + 1] if self.shares_prefixes else ids
+
+    def trial_batch(self) -> list[Branch]:
+        """What this model is tried with."""
+        return draw_batch(self.vocabulary, self.loaded.max_positions, self.sizes.multiple)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every live weight and stored buffer of head and body with its name, sorted by name.
@@ -260,14 +261,14 @@ class RewardModel:
             pack_experts(self._module)
         if self._finds_kernel(batch, expected):
             return "flat"
-        if on_cpu and not self._is_close(_tried(self._own, batch), expected):
+        if on_cpu and not is_close(tried(self._own, batch), expected, self._module.dtype):
             unpack_linear_layers(self._module)
             unpack_experts(self._module)
             if self._finds_kernel(batch, expected):
                 return "flat"
-        if self._is_close(_tried(self._pooled_padded, batch), expected):
+        if is_close(tried(self._pooled_padded, batch), expected, self._module.dtype):
             return "padded"
-        if self._is_close(_tried(self._own, batch), expected):
+        if is_close(tried(self._own, batch), expected, self._module.dtype):
             _logger.warning(
                 "padding changes what %s gives, so its texts run one at a time", self.architecture
             )
@@ -337,23 +338,15 @@ class RewardModel:
         """Whether the stream is right, in either order; settles whether it is narrowed."""
         turned = share_prefixes([branch.ids for branch in reversed(batch)])
         self._last_attention = None
-        ours = _tried(self._pooled_flat, batch)
-        if ours is None or not self._is_close(ours, expected):
+        ours = tried(self._pooled_flat, batch)
+        if ours is None or not is_close(ours, expected, self._module.dtype):
             return False
         for last_attention in (self._attentions, None) if self._causal else (None,):
             self._last_attention = last_attention
-            again = _tried(self._pooled_flat, turned)
+            again = tried(self._pooled_flat, turned)
             if again is not None and torch.equal(ours, again.flip(0)):
                 return True
         return False
-
-    def _is_close(self, ours: torch.Tensor | None, expected: torch.Tensor) -> bool:
-        if ours is None or ours.shape != expected.shape:
-            return False
-        error = (ours.float() - expected).norm(dim=1) / expected.norm(dim=1)
-        is_near = error <= _TOLERANCE[self._module.dtype]
-        neither_finite = ~(ours.isfinite().all(dim=1) | expected.isfinite().all(dim=1))
-        return bool((is_near | neither_finite).all())
 
     def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, batch))
@@ -367,38 +360,3 @@ class RewardModel:
     def _no_cache(self) -> dict[str, Any]:
         """Keeps decoders from building a key-value cache that nobody reads."""
         return {"use_cache": False} if hasattr(self._module.config, "use_cache") else {}
-
-
-@torch.inference_mode()
-def _tried(
-    way: Callable[[Sequence[Branch]], torch.Tensor], batch: Sequence[Branch]
-) -> torch.Tensor | None:
-    """What reaches the head, `(N, H)`; null where the model can't run this way."""
-    try:
-        return way(batch)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None
-
-
-def trial_batch(model: RewardModel) -> list[Branch]:
-    """Texts of made-up tokens: alone, sharing a prefix and a longer one, more than a block long.
-
-    Few, since a large model on slow cores takes seconds for a hundred tokens, before its first
-    reward; but more tokens than the smallest stream has, or nothing would be narrowed in it.
-    """
-    generator = np.random.default_rng(0)
-
-    def draw(length: int) -> tuple[int, ...]:
-        return tuple(generator.integers(0, model.vocabulary, length).tolist())
-
-    longest = min(70, model.loaded.max_positions or 70)
-    start, prompt = draw(longest // 7), draw(longest // 7 * 2)
-    return share_prefixes(
-        [
-            draw(1),
-            start + draw(3),
-            start + prompt,
-            start + prompt + draw(longest // 7 * 4),
-            *(draw(longest) for _ in range(model.sizes.multiple // longest)),
-        ]
-    )

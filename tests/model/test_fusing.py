@@ -20,7 +20,7 @@ from rayreward import ModelConfig, Scorer
 from rayreward.checkpoint import open_checkpoint
 from rayreward.fusing import fuse_layers, gains_together, unfuse_layers
 from rayreward.loading import load_model
-from rayreward.model import RewardModel, trial_batch
+from rayreward.model import RewardModel
 from rayreward.types import Branch
 
 pytestmark = [
@@ -41,7 +41,7 @@ def texts(*lengths: int) -> list[Branch]:
 
 
 def settles_fusing(model: RewardModel) -> bool:
-    batch = trial_batch(model)
+    batch = model.trial_batch()
     return model._settle_fusing(batch, model._own(batch)) is not None
 
 

@@ -12,7 +12,7 @@ from tiny import CONFIGS, make_checkpoint, make_tokenizer
 from transformers import AutoModelForSequenceClassification, BartConfig
 
 from rayreward import ModelConfig, ModelError, Scorer
-from rayreward.model import Loaded, RewardModel, trial_batch
+from rayreward.model import Loaded, RewardModel
 from rayreward.types import Branch, Failure, Reward, Status
 
 
@@ -100,7 +100,7 @@ def test_a_text_of_the_trial_that_gives_no_number_says_nothing(tmp_path: Path) -
     assert isinstance(expected, Reward)
     weights = load_file(path / "model.safetensors")
     model = Scorer.load(ModelConfig(model=str(path)), "cpu")._model
-    weights["model.embed_tokens.weight"][list(trial_batch(model)[2].ids[-1:])] = float("nan")
+    weights["model.embed_tokens.weight"][list(model.trial_batch()[2].ids[-1:])] = float("nan")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     (outcome,) = Scorer.load(ModelConfig(model=str(path)), "cpu").score(["a text"])
     assert isinstance(outcome, Reward)

@@ -42,6 +42,7 @@ HEAVY = {
     "remote",
     "scorer",
     "serve",
+    "trial",
     "verification",
 }
 """The modules that work with torch or Ray; every other one must not need either."""
