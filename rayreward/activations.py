@@ -41,7 +41,6 @@ _ALL_THREADS_FROM = 16_384
 _VECTORS = 64
 """Elements that are computed together: two vectors of 512 bits in half precision."""
 
-
 _FUNCTIONS = frozenset(
     {
         *(torch.sigmoid, torch.Tensor.sigmoid, functional.silu, functional.gelu),
@@ -98,7 +97,7 @@ class WholeVectorsOfFunctions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func not in _FUNCTIONS or _in_module.get():
+        if func not in _FUNCTIONS or _in_module.get() or not args:
             return func(*args, **(kwargs or {}))
         self.called = True
         x, *rest = args

@@ -59,6 +59,13 @@ def test_activation_modules_do_not_count_as_functions() -> None:
     assert not functions.called
 
 
+def test_a_function_that_gets_its_argument_by_name_still_works() -> None:
+    x = torch.randn(3, 5)
+    with WholeVectorsOfFunctions():
+        found = nn.functional.silu(input=x)
+    assert torch.equal(found, nn.functional.silu(x))
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 5), (3, 1), (0, 64), (1, 1_000, 96)])
 def test_any_shape_and_layout_gives_what_the_function_gives(shape: tuple[int, ...]) -> None:
     before = torch.get_num_threads()
