@@ -41,6 +41,7 @@ from rayreward.attention import (
 from rayreward.narrowing import Narrowing
 from rayreward.operators import define
 from rayreward.positions import token_positions
+from rayreward.recurrence import Chains, follow_streams
 from rayreward.sizes import ON_CPU, Sizes
 from rayreward.types import Branch
 
@@ -57,6 +58,7 @@ class Stream:
         positions: `(1, T)`, as the model's embeddings count them in each text.
         texts: For each text, the places of its tokens in the stream.
         attention: Who sees whom.
+        chains: Who follows whom.
         sizes: What numbers of tokens are filled up to.
     """
 
@@ -64,6 +66,7 @@ class Stream:
     positions: torch.Tensor
     texts: tuple[Index, ...]
     attention: Attention
+    chains: Chains
     sizes: Sizes
 
 
@@ -140,6 +143,7 @@ def lay_out(
         positions=on_device(device, np.array([positions + [0] * (filled - tokens)])),
         texts=tuple(texts),
         attention=make_attention(kernel, seen, seen_from, device, causal=causal),
+        chains=Chains(seen, seen_from),
         sizes=sizes,
     )
 
@@ -197,6 +201,7 @@ class Switch:
     def __init__(self, module: PreTrainedModel) -> None:
         configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
         self._own = [(config, config._attn_implementation) for config in configs]
+        follow_streams(module, _current_chains)
 
     def to_streams(self, *, in_graphs: bool) -> None:
         """Passes over streams follow, in graphs with attention as an operator or as a break."""
@@ -207,6 +212,11 @@ class Switch:
         """Passes over padded batches follow."""
         for config, implementation in self._own:
             config._attn_implementation = implementation
+
+
+def _current_chains() -> Chains | None:
+    current = _current.get(None)
+    return None if current is None else current.stream.chains
 
 
 def _filled(stream: Stream, places: Sequence[int]) -> torch.Tensor:

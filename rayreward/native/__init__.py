@@ -35,6 +35,15 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *3 * (ctypes.c_int64,),
         ctypes.c_int,
     ),
+    "convolution": (
+        *5 * (ctypes.c_void_p,),
+        *3 * (ctypes.c_int64,),
+        ctypes.c_int,
+    ),
+    "recurrence": (
+        *9 * (ctypes.c_void_p,),
+        *(ctypes.c_int, ctypes.c_float, ctypes.c_int),
+    ),
     "hash": (
         *(ctypes.c_void_p, ctypes.c_int64),
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
@@ -52,12 +61,16 @@ class Kernels:
         identity: Stands for their source, compiler and instructions: 12 hexadecimal digits.
         attention: `rayreward_attention` of `attention.h`. It runs without the interpreter's lock.
         linear: `rayreward_linear` of `linear.h`, likewise.
+        convolution: `rayreward_convolution` of `convolution.h`, likewise.
+        recurrence: `rayreward_recurrence` of `recurrence.h`, likewise.
         hash: `rayreward_hash` of `hash.h`, likewise.
     """
 
     identity: str
     attention: Callable[..., None]
     linear: Callable[..., None]
+    convolution: Callable[..., None]
+    recurrence: Callable[..., None]
     hash: Callable[..., None]
 
 

@@ -39,6 +39,7 @@ HEAVY = {
     "panels",
     "oom",
     "pool",
+    "recurrence",
     "remote",
     "scorer",
     "serve",
