@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,14 +47,20 @@ class Chains:
 
     texts: Sequence[NDArray[np.int64]]
     owned_from: Sequence[int]
+    _before: dict[int, NDArray[np.int32]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """How many there are in the stream."""
         return sum(map(len, self.texts)) - sum(self.owned_from)
 
     def before(self, size: int) -> NDArray[np.int32]:
         """`(T, size)`: for each token the places of as many, up to itself; -1 where none is."""
+        if size not in self._before:
+            self._before[size] = self._find_before(size)
+        return self._before[size]
+
+    def _find_before(self, size: int) -> NDArray[np.int32]:
         places = np.full((self.tokens, size), -1, dtype=np.int32)
         for text, first in zip(self.texts, self.owned_from, strict=True):
             for back in range(min(size, len(text))):
@@ -96,7 +102,7 @@ def follow_streams(module: nn.Module, current: Callable[[], Chains | None]) -> N
         current: What there is a pass over; null outside of one.
     """
     defined_in = {type(layer).__module__ for layer in module.modules()}
-    for namespace in (vars(sys.modules[name]) for name in defined_in):
+    for namespace in (vars(sys.modules[name]) for name in defined_in & sys.modules.keys()):
         if {_CONVOLUTION, _RULE} <= namespace.keys():
             for name, ours in ((_CONVOLUTION, _convolve), (_RULE, _apply_rule)):
                 if not hasattr(namespace[name], "follows_streams"):
