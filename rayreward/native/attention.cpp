@@ -40,15 +40,8 @@ static_assert(BLOCK % STEP == 0);
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
-inline vec load(const float* from) {
-    vec value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 inline vec all(float value) { return value - vec{}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
-
 
 // Lanes of a and b, counted through.
 template <int... FROM>
@@ -167,7 +160,7 @@ inline void accumulate(vec (&sums)[STEP][V], const float* vectors, const float* 
     for (int64_t n = 0; n < count; ++n) {
         vec factor[V];
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) factor[v] = load(vectors + n * GROUP + v * LANES);
+        for (int v = 0; v < V; ++v) factor[v] = load<vec>(vectors + n * GROUP + v * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < STEP; ++i) {
             vec scalar = all(scalars[i * apart + n * next]);
@@ -177,7 +170,7 @@ inline void accumulate(vec (&sums)[STEP][V], const float* vectors, const float* 
     }
 }
 template <int V>
-inline void store(float* to, const vec (&sums)[STEP][V]) {  // (STEP, GROUP)
+inline void store_all(float* to, const vec (&sums)[STEP][V]) {  // (STEP, GROUP)
 #pragma GCC unroll 16
     for (int i = 0; i < STEP; ++i)
 #pragma GCC unroll 16
@@ -189,7 +182,7 @@ template <int V>
 inline void multiply_keys(const float* queries, const float* keys, int64_t depth, float* scores) {
     vec sums[STEP][V] = {};
     accumulate<V>(sums, queries, keys, depth, 1, depth);
-    store<V>(scores, sums);
+    store_all<V>(scores, sums);
 }
 
 // results = results · shrink + weights · values, over STEP columns and `count` keys: results (STEP,
@@ -202,9 +195,9 @@ inline void add_values(const float* weights, const float* values, int64_t width,
     for (int c = 0; c < STEP; ++c)
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v)
-            sums[c][v] = load(results + c * GROUP + v * LANES) * shrink[v];
+            sums[c][v] = load<vec>(results + c * GROUP + v * LANES) * shrink[v];
     accumulate<V>(sums, weights, values, 1, width, count);
-    store<V>(results, sums);
+    store_all<V>(results, sums);
 }
 
 constexpr int64_t up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -258,7 +251,7 @@ void attend_rows(Scratch& scratch, const Tile& tile, int64_t heads, int64_t row,
         float* mine = scores + v * LANES;
         if (score.cap)
             for (int64_t k = 0; k < count; ++k)
-                store(mine + k * GROUP, capped(load(mine + k * GROUP), score.cap));
+                store(mine + k * GROUP, capped(load<vec>(mine + k * GROUP), score.cap));
         if (edge) {
             ivec from, to;  // the first and the last key that each row sees, from `begin`
             for (int lane = 0; lane < LANES; ++lane) {
@@ -269,15 +262,15 @@ void attend_rows(Scratch& scratch, const Tile& tile, int64_t heads, int64_t row,
             }
             for (int64_t k = 0; k < count; ++k) {
                 ivec key = int32_t(k) - ivec{};
-                vec seen = key < from ? all(UNSEEN) : load(mine + k * GROUP);
+                vec seen = key < from ? all(UNSEEN) : load<vec>(mine + k * GROUP);
                 store(mine + k * GROUP, key > to ? all(UNSEEN) : seen);
             }
         }
         vec& most = scratch.most[row / LANES + v];
         vec now = most, sum{};
-        for (int64_t k = 0; k < count; ++k) now = larger(load(mine + k * GROUP), now);
+        for (int64_t k = 0; k < count; ++k) now = larger(load<vec>(mine + k * GROUP), now);
         for (int64_t k = 0; k < count; ++k) {
-            vec weight = exponential(load(mine + k * GROUP) - now);
+            vec weight = exponential(load<vec>(mine + k * GROUP) - now);
             store(mine + k * GROUP, weight);
             sum += weight;
         }
@@ -315,7 +308,7 @@ void read_queries(const Rows<const T>& queries, const Turn<T>& turn, int64_t cou
             fetch(queries.at(scratch.rows[r].place, scratch.rows[r].head), depth);
         for (int64_t column = 0; column < depth; column += LANES) {
             vec square[LANES];
-            for (int r = 0; r < LANES; ++r) square[r] = load(wide + r * scratch.depth + column);
+            for (int r = 0; r < LANES; ++r) square[r] = load<vec>(wide + r * scratch.depth + column);
             transpose(square);
             float* to = scratch.queries_of(row) + column * GROUP;
             for (int d = 0; d < LANES; ++d) store(to + d * GROUP, square[d] * scale);
@@ -334,7 +327,7 @@ bool write_results(const Rows<T>& results, int64_t count, int64_t value_depth, S
         for (int64_t column = 0; column < value_depth; column += LANES) {
             vec square[LANES];
             const float* from = scratch.results_of(row) + column * GROUP;
-            for (int d = 0; d < LANES; ++d) square[d] = load(from + d * GROUP) * share;
+            for (int d = 0; d < LANES; ++d) square[d] = load<vec>(from + d * GROUP) * share;
             transpose(square);
             for (int64_t r = row; r < std::min(row + LANES, count); ++r) {
                 const auto [place, head] = scratch.rows[r];

@@ -28,6 +28,17 @@ inline void narrow(float value, BFloat16& to) {
     }
 }
 
+template <class vec>
+inline vec load(const float* from) {
+    vec value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+template <class vec>
+inline void store(float* to, vec value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
 // As many floats, from an address on at which no `vec` lies across two lines of a cache.
 template <class vec>
 class Floats {

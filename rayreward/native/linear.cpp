@@ -32,16 +32,9 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * LANES)));
 
-inline vec load(const float* from) {
-    vec value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
-
 // The results of one of a panel's columns.
 inline void load_column(const float* from, vec& first, vec& second) {
-    first = load(from), second = load(from + LANES);
+    first = load<vec>(from), second = load<vec>(from + LANES);
 }
 inline void load_column(const BFloat16* from, vec& first, vec& second) {  // one of each, in turns
     bits both;
@@ -52,7 +45,7 @@ inline void load_column(const BFloat16* from, vec& first, vec& second) {  // one
 // The results of a row, rounded as `narrow` does.
 inline void narrow_panel(const float* from, BFloat16* to) {
     for (int v = 0; v < VECTORS; ++v) {
-        const bits wide = (bits)load(from + v * LANES);
+        const bits wide = (bits)load<vec>(from + v * LANES);
         const bits rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;  // ties to even
         const bits result = (wide & 0x7fffffff) > 0x7f800000 ? bits{} + 0x7fc0 : rounded;  // NaN
         const half_bits narrowed = __builtin_convertvector(result, half_bits);
@@ -96,7 +89,7 @@ inline void multiply(const Part<W>& part) {
         for (int r = 0; r < COUNT; ++r)
             for (int v = 0; v < VECTORS; ++v)
                 store(part.results + r * part.out + v * LANES,
-                      load(start + r * apart + v * LANES) + sums[r][v]);
+                      load<vec>(start + r * apart + v * LANES) + sums[r][v]);
         start = part.results, apart = part.out;
     }
 }
