@@ -196,12 +196,16 @@ class Switch:
     """Which attention a model's own forward calls: the stream's, or what it was loaded with.
 
     Thrown before a pass, and not thrown back after it.
+
+    Attributes:
+        has_states: Whether there are layers that carry a state from token to token. They see a pass
+            over a stream by themselves, and can't stand in graphs.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
         configs = {id(c): c for c in (module.config, module.config.get_text_config())}.values()
         self._own = [(config, config._attn_implementation) for config in configs]
-        follow_streams(module, _current_chains)
+        self.has_states = follow_streams(module, _current_chains)
 
     def to_streams(self, *, in_graphs: bool) -> None:
         """Passes over streams follow, in graphs with attention as an operator or as a break."""

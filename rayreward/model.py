@@ -283,6 +283,12 @@ class RewardModel:
 
         Together, where that gains something and attention can be an operator; else one by one.
         """
+        if self._switch.has_states:
+            _logger.warning(
+                "the layers of %s are not compiled: some carry a state from token to token",
+                self.architecture,
+            )
+            return None
         could_be_one = self._stands_in_graphs and gains_together(self._module)
         for together in (True, False) if could_be_one else (False,):
             if not fuse_layers(self._module, together=together):

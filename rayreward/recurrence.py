@@ -1,6 +1,6 @@
 """Layers that carry a state from token to token, over a flat stream: gated delta rules.
 
-Some decoders have such layers in the place of most attention (Qwen3-Next, Qwen3.5, OLMo Hybrid):
+Some decoders have such layers in the place of most attention (Qwen3-Next, Qwen3.5):
 a short causal convolution, and a state for each head that every token decays and writes to. In a
 stream each text begins with a state of zeros, or with the one that the tokens it shares have left
 behind. On a CPU only, by kernels of our own: transformers' own functions know rows of a batch.
@@ -47,7 +47,7 @@ class Chains:
 
     texts: Sequence[NDArray[np.int64]]
     owned_from: Sequence[int]
-    _before: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    _before: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False)
 
     @cached_property
     def tokens(self) -> int:
@@ -94,19 +94,25 @@ class Chains:
         return from_, into, slots
 
 
-def follow_streams(module: nn.Module, current: Callable[[], Chains | None]) -> None:
+def follow_streams(module: nn.Module, current: Callable[[], Chains | None]) -> bool:
     """Lets layers of these kinds run over streams.
 
     Args:
         module: A model.
         current: What there is a pass over; null outside of one.
+
+    Returns:
+        Whether there are any.
     """
+    has_any = False
     defined_in = {type(layer).__module__ for layer in module.modules()}
     for namespace in (vars(sys.modules[name]) for name in defined_in & sys.modules.keys()):
         if {_CONVOLUTION, _RULE} <= namespace.keys():
+            has_any = True
             for name, ours in ((_CONVOLUTION, _convolve), (_RULE, _apply_rule)):
                 if not hasattr(namespace[name], "follows_streams"):
                     namespace[name] = _following(namespace[name], ours, current)
+    return has_any
 
 
 def _following(
@@ -114,14 +120,14 @@ def _following(
 ) -> Callable[..., Any]:
     @functools.wraps(own)
     def either(*arguments: Any, **settings: Any) -> Any:
-        chains = current()
+        # a graph can't hold a pass; one that somebody else compiles stays whole
+        chains = None if torch.compiler.is_compiling() else current()
         if chains is None:
             return own(*arguments, **settings)
         return ours(chains, *arguments, **settings)
 
-    followed: Any = torch.compiler.disable(either)
-    followed.follows_streams = True
-    return followed  # type: ignore[no-any-return]
+    either.follows_streams = True  # type: ignore[attr-defined]
+    return either
 
 
 def _convolve(
@@ -172,23 +178,22 @@ def _apply_rule(
     kernels = _kernels(chains, value, value.shape[1])
     if initial_state is not None or output_final_state:
         raise ValueError("a stream's texts begin with a state of their own")
-    _, tokens, key_heads, keys = key.shape
-    _, _, heads, values = value.shape
-    queries, keys_of, values_of = (
-        x[0].float().flatten(1).contiguous() for x in (query, key, value)
+    _, tokens, key_heads, key_size = key.shape
+    heads, value_size = value.shape[2:]
+    queries, keys, values, decays, betas = (
+        x[0].float().contiguous() for x in (query, key, value, g, beta)
     )
-    decays, betas = (x[0].float().contiguous() for x in (g, beta))
     from_, into, slots = chains.states
-    results = torch.empty_like(values_of)
-    shape = np.array([tokens, key_heads, heads, keys, values, slots], dtype=np.int64)
+    results = torch.empty_like(values)
+    shape = np.array([tokens, key_heads, heads, key_size, value_size, slots], dtype=np.int64)
     kernels.recurrence(
-        *(x.data_ptr() for x in (queries, keys_of, values_of, decays, betas, results)),
+        *(x.data_ptr() for x in (queries, keys, values, decays, betas, results)),
         *(x.ctypes.data for x in (from_, into, shape)),
         use_qk_l2norm_in_kernel,
-        keys**-0.5,
+        key_size**-0.5,
         torch.get_num_threads(),
     )
-    return results.view(1, tokens, heads, values).to(query.dtype), None
+    return results[None].to(query.dtype), None
 
 
 def _kernels(chains: Chains, tensor: torch.Tensor, tokens: int) -> Kernels:

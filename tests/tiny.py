@@ -92,10 +92,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         num_experts_per_tok=2,
     ),
     "qwen3_5": lambda: Qwen3_5TextConfig(
-        **_SHAPE,
+        **_SHAPE | {"num_hidden_layers": 3},
         num_key_value_heads=2,
         head_dim=8,
-        layer_types=["linear_attention", "full_attention"],
+        layer_types=["linear_attention", "full_attention", "full_attention"],
         linear_num_key_heads=2,
         linear_num_value_heads=4,
         linear_key_head_dim=10,

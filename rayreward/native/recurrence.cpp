@@ -12,18 +12,9 @@
 namespace {
 
 constexpr int LANES = 16, VECTORS = 2, COLUMNS = LANES * VECTORS;
-constexpr int SUMS = 4;  // at once, so that none waits for the one before it
-constexpr int32_t CONTINUED = -2;
 constexpr float EPSILON = 1e-6f;  // as transformers' l2norm has it
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
-
-inline vec load(const float* from) {
-    vec value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 
 struct Rule {
     const float *queries, *keys, *values, *decays, *betas;
@@ -40,27 +31,12 @@ void find_factors(const float* rows, int64_t count, int64_t size, bool normalize
         const float* of = rows + row * size;
         vec squares{};
         int64_t k = 0;
-        for (; k + LANES <= size; k += LANES) squares += load(of + k) * load(of + k);
+        for (; k + LANES <= size; k += LANES) squares += load<vec>(of + k) * load<vec>(of + k);
         float sum = 0;
         for (; k < size; ++k) sum += of[k] * of[k];
         for (int lane = 0; lane < LANES; ++lane) sum += squares[lane];
         factors[row] = normalize ? scale / std::sqrt(sum + EPSILON) : scale;
     }
-}
-
-// For each vector of a state's rows, with the sum that it goes into.
-template <class Do>
-inline void for_each(int64_t rows, const Do& act) {
-    int64_t k = 0;
-    for (; k + SUMS <= rows; k += SUMS)
-#pragma GCC unroll 8
-        for (int i = 0; i < SUMS * VECTORS; ++i) act(k + i / VECTORS, i / VECTORS, i % VECTORS);
-    for (; k < rows; ++k)
-        for (int v = 0; v < VECTORS; ++v) act(k, 0, v);
-}
-
-inline vec total(const vec (&sums)[SUMS][VECTORS], int v) {
-    return (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
 }
 
 // COLUMNS of a head's state, or as many as are left, through all tokens.
@@ -76,27 +52,27 @@ void run(const Rule& rule, const float* of_queries, const float* of_keys, int64_
         const int64_t at = (t * rule.value_heads + head) * rule.value_size + first;
         if (rule.from[t] >= 0)
             std::copy_n(kept + rule.from[t] * floats, floats, state);
-        else if (rule.from[t] != CONTINUED)
+        else if (rule.from[t] == ZEROS)
             std::fill_n(state, floats, 0.0f);
         const float decay = std::exp(rule.decays[t * rule.value_heads + head]);
         const float beta = rule.betas[t * rule.value_heads + head];
         const float of_query = of_queries[row], of_key = of_keys[row];
-        vec sums[SUMS][VECTORS] = {}, change[VECTORS];
-        for_each(rule.key_size, [&](int64_t k, int s, int v) {
-            sums[s][v] += key[k] * load(state + k * COLUMNS + v * LANES);
-        });
+        vec known[VECTORS] = {}, change[VECTORS], result[VECTORS] = {};
+        for (int64_t k = 0; k < rule.key_size; ++k)
+            for (int v = 0; v < VECTORS; ++v)
+                known[v] += key[k] * load<vec>(state + k * COLUMNS + v * LANES);
         float given[COLUMNS] = {};
         std::copy_n(rule.values + at, count, given);
         for (int v = 0; v < VECTORS; ++v)
-            change[v] = beta * of_key * (load(given + v * LANES) - decay * of_key * total(sums, v));
-        std::fill_n(&sums[0][0], SUMS * VECTORS, vec{});
-        for_each(rule.key_size, [&](int64_t k, int s, int v) {
-            float* part = state + k * COLUMNS + v * LANES;
-            const vec now = decay * load(part) + key[k] * change[v];
-            store(part, now);
-            sums[s][v] += query[k] * now;
-        });
-        for (int v = 0; v < VECTORS; ++v) store(given + v * LANES, of_query * total(sums, v));
+            change[v] = beta * of_key * (load<vec>(given + v * LANES) - decay * of_key * known[v]);
+        for (int64_t k = 0; k < rule.key_size; ++k)
+            for (int v = 0; v < VECTORS; ++v) {
+                float* part = state + k * COLUMNS + v * LANES;
+                const vec now = decay * load<vec>(part) + key[k] * change[v];
+                store(part, now);
+                result[v] += query[k] * now;
+            }
+        for (int v = 0; v < VECTORS; ++v) store(given + v * LANES, of_query * result[v]);
         std::copy_n(given, count, rule.results + at);
         if (rule.into[t] >= 0) std::copy_n(state, floats, kept + rule.into[t] * floats);
     }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+constexpr int32_t CONTINUED = -2, ZEROS = -1;
+
 // The state of a head, (keys, values), begins as zeros, and becomes with each token t of a text
 //
 //     state · exp(decays[t]) + k ⊗ beta[t] · (values[t] − (state · exp(decays[t]))ᵀ k)

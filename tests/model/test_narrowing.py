@@ -58,7 +58,7 @@ def test_the_last_layer_computes_what_follows_attention_for_pooled_tokens(tmp_pa
 def test_g3_no_bit_is_moved(tmp_path: Path, architecture: str, dtype: str) -> None:
     """G3, bitwise: with as few texts as possible, with many, and with as many texts as tokens."""
     model = load(tmp_path, architecture, dtype)
-    assert model._last_attention == model._attentions
+    assert model._last_attention == 2
     for batch in (texts(90), texts(*range(1, 80)), texts(*[1] * 16), texts(*[1] * 40)):
         narrowed = model.rewards(batch)
         model._last_attention = None

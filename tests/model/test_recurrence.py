@@ -51,17 +51,18 @@ def test_a_text_finds_the_tokens_before_and_the_state_that_they_left(seed: int) 
     from_, into, slots = chains.states
     before = chains.before(4)
     seen: list[tuple[int, ...]] = []  # by the state after each token
-    kept: list[tuple[int, ...]] = [()] * slots
+    kept: dict[int, tuple[int, ...]] = {recurrence._ZEROS: ()}
     for place in range(chains.tokens):
-        start = seen[-1] if from_[place] == -2 else kept[from_[place]] if from_[place] >= 0 else ()
+        state = int(from_[place])
+        start = seen[-1] if state == recurrence._CONTINUED else kept[state]
         seen.append((*start, int(ids[place])))
         if into[place] >= 0:
-            kept[into[place]] = seen[-1]
+            kept[int(into[place])] = seen[-1]
         window = [int(ids[at]) if at >= 0 else None for at in before[place]]
         assert window == ([None] * 4 + list(seen[-1]))[-4:]
     for text, places in zip(share_prefixes(texts), chains.texts, strict=True):
         assert seen[places[-1]] == text.ids
-    assert slots < len(texts)
+    assert len(kept) - 1 == slots < len(texts)
 
 
 def rule_inputs() -> list[torch.Tensor]:
@@ -116,11 +117,23 @@ def test_g3_the_rule_and_the_convolution_keep_every_bit_in_other_company(threads
 def test_a_model_runs_flat_whichever_layer_is_its_last(last: str, tmp_path: Path) -> None:
     """What follows the last attention is narrowed only where no state goes on through it."""
     types = sorted(["full_attention", "linear_attention"], key=lambda name: name == last)
-    path = make_checkpoint(tmp_path / "model", "qwen3_5", shape={"layer_types": types})
+    shape = {"layer_types": types, "num_hidden_layers": 2}
+    path = make_checkpoint(tmp_path / "model", "qwen3_5", shape=shape)
     scorer = Scorer.load(ModelConfig(model=str(path), seed=42))
     assert scorer._model.layout == "flat"
     assert scorer._model.shares_prefixes
     assert (scorer._model._last_attention is None) == (last == "linear_attention")
+
+
+def test_layers_with_states_are_not_compiled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The compiler would take transformers' own function in, which knows no stream."""
+    path = make_checkpoint(tmp_path / "model", "qwen3_5")
+    scorer = Scorer.load(ModelConfig(model=str(path), seed=42, torch_compile=True))
+    assert scorer._model.layout == "flat"
+    assert scorer._model.fused is None
+    assert "not compiled: some carry a state from token to token" in caplog.text
 
 
 def test_outside_of_a_stream_transformers_functions_are_its_own(tmp_path: Path) -> None:
@@ -136,3 +149,5 @@ def test_outside_of_a_stream_transformers_functions_are_its_own(tmp_path: Path) 
         Scorer.load(ModelConfig(model=str(path), seed=42)).score(["a text"])
         assert hasattr(own.causal_conv1d_fn, "follows_streams")
         assert torch.equal(model(ids).logits, before)
+        graph = torch.compile(model, backend="eager", fullgraph=True)
+        assert torch.equal(graph(ids, use_cache=False).logits, before)
