@@ -179,8 +179,11 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def work_on(machine: Any) -> bool:
     """Whether an actor is scoring on a machine of the test's own cluster."""
     [raylet] = machine.all_processes["raylet"]
-    children = psutil.Process(raylet.process.pid).children()
-    return "ray::RewardActor.work" in [child.cmdline()[0] for child in children]
+    try:
+        children = psutil.Process(raylet.process.pid).children()
+        return ["ray::RewardActor.work"] in [child.cmdline()[:1] for child in children]
+    except psutil.NoSuchProcess:  # one of them has ended meanwhile
+        return False
 
 
 @pytest.mark.slow
