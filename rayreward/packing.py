@@ -146,7 +146,8 @@ def is_fast(dtype: torch.dtype) -> bool:
 
 def has_bfloat16() -> bool:
     """Whether this processor has instructions for products in bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_onednn = torch.backends.mkldnn.is_available()
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def can_pack(dtype: torch.dtype) -> bool:

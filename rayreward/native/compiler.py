@@ -13,12 +13,13 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE_S = 120.0
 """A compiler that takes longer has failed."""
@@ -26,6 +27,18 @@ PATIENCE_S = 120.0
 
 class NotCompiled(Exception):
     """A file can't be compiled here; says why."""
+
+
+def _flags() -> tuple[str, ...]:
+    """Of the compiler. Apple's knows its processors unasked, and has no OpenMP: torch's is taken."""
+    if sys.platform != "darwin":
+        target: tuple[str, ...] = ("-march=native", "-fopenmp")
+    else:
+        torch = find_spec("torch")
+        assert torch and torch.origin
+        openmp = Path(torch.origin).parent / "lib" / "libomp.dylib"
+        target = ("-Xclang", "-fopenmp", str(openmp), f"-Wl,-rpath,{openmp.parent}")
+    return ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi", *target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,7 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> I
     Args:
         name: Of the library.
         sources: The C++ files, side by side; headers beside them may be part of them.
-        flags: Of the compiler, beside `FLAGS`.
+        flags: Of the compiler, beside the usual ones.
 
     Yields:
         The library, which is to be loaded before the end: where there is no cache, it is gone then.
@@ -81,16 +94,16 @@ def find_compiler() -> str:
 
 def _identity(compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> str:
     """Of the sources and of all that the compiler says of itself and of its target."""
-    macros = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
+    macros = _run(compiler, *_flags(), "-dM", "-E", "-x", "c++", os.devnull)
     files = [*sources, *sorted(sources[0].parent.glob("*.h"))]
-    parts = [*(file.read_bytes() for file in files), repr((FLAGS, flags)).encode(), macros]
+    parts = [*(file.read_bytes() for file in files), repr((_flags(), flags)).encode(), macros]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def _compile(compiler: str, sources: Sequence[Path], flags: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = Path(scratch) / library.name
-        _run(compiler, *FLAGS, *map(str, sources), *flags, "-o", str(made))
+        _run(compiler, *_flags(), *map(str, sources), *flags, "-o", str(made))
         made.replace(library)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ def test_a_cache_that_can_not_be_written_to_costs_only_time(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert isinstance(load_kernels(), Kernels)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_apple_s_compiler_is_given_the_openmp_that_torch_brings(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has none, so that it does not know -fopenmp, nor does it know -march=native."""
+    monkeypatch.setattr(compiler, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path / "c++", 'echo "told $*" >&2; exit 1'))
+    with pytest.raises(NotCompiled) as told:
+        load_kernels()
+    libraries = Path(torch.__file__).parent / "lib"
+    openmp = f"-Xclang -fopenmp {libraries}/libomp.dylib -Wl,-rpath,{libraries} "
+    assert openmp in str(told.value)
+    assert "native " not in str(told.value)
+    assert not list(cache.glob("*.so"))
 
 
 def test_models_run_without_kernels_too_and_say_which_they_have(

@@ -111,6 +111,17 @@ def test_bfloat16_is_held_wide_where_its_products_would_be_slower(
     )
 
 
+def test_without_onednn_nothing_of_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that was built without it does not even have its operators."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert not packing.has_bfloat16()
+    assert not can_pack(torch.bfloat16)
+    module = nn.ModuleDict({"a": nn.Linear(8, 8, dtype=torch.bfloat16)})
+    pack_linear_layers(module, lambda _: True)
+    assert type(module["a"]) is nn.Linear
+
+
 def test_layers_are_replaced_where_wanted_and_a_shared_one_stays_one() -> None:
     shared = nn.Linear(8, 8)
     module = nn.ModuleDict({"a": shared, "b": nn.ModuleList([shared, nn.Linear(8, 1)])})
