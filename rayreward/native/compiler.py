@@ -30,12 +30,13 @@ class NotCompiled(Exception):
 
 
 def _flags() -> tuple[str, ...]:
-    """Of the compiler. Apple's knows its processors unasked, and has no OpenMP: torch's is taken."""
+    """Of the compiler. Apple's knows its processor unasked, and has no OpenMP: torch's is taken."""
     if sys.platform != "darwin":
         target: tuple[str, ...] = ("-march=native", "-fopenmp")
     else:
         torch = find_spec("torch")
-        assert torch and torch.origin
+        assert torch
+        assert torch.origin
         openmp = Path(torch.origin).parent / "lib" / "libomp.dylib"
         target = ("-Xclang", "-fopenmp", str(openmp), f"-Wl,-rpath,{openmp.parent}")
     return ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi", *target)
