@@ -56,7 +56,7 @@ bench: .venv/bench
 .venv/dev: .venv/python pyproject.toml constraints.txt
 	@echo "setting up .venv for development (a few minutes the first time)"
 	@# all versions are known: two processes at once, and no searching for what fits together
-	grep '^[A-Za-z]' constraints.txt | xargs -P 2 -n 90 $(PIP) --no-deps
+	grep '^[A-Za-z]' constraints.txt | tr '\n' '\0' | xargs -0 -P 2 -n 90 $(PIP) --no-deps
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/demo .venv/bench
 
