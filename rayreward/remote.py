@@ -1,38 +1,32 @@
 """A pool that lives in an actor of its own, the keeper, as seen from elsewhere in the cluster.
 
-Sends requests in slices, a bounded number at a time, waits for answers, tries again where the pool
-is busy, and takes back what is not wanted any more. Does not know how requests are served.
+Opens it, finds it and ends it. Does not know how the keeper is asked, or how it serves requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
-import random
 import threading
 import time
-import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayreward.asking import Asker, begin, run
 from rayreward.checkpoint import at_hand
 from rayreward.columns import reward_columns
 from rayreward.config import ModelConfig, PoolConfig, SharingConfig
 from rayreward.determinism import DeterminismReport
-from rayreward.errors import PoolBusyError, PoolClosedError, PoolError, PoolTimeoutError
+from rayreward.errors import PoolClosedError, PoolError
 from rayreward.fingerprint import Fingerprint
 from rayreward.fleet import RayConnection
-from rayreward.keeper import Answer, Held, Keeper, Status
-from rayreward.local import slices
+from rayreward.keeper import Held, Keeper, Status
 from rayreward.preferences import RowFormat, read_samples
 from rayreward.types import Failure, Outcome, Sample, Version
 
@@ -42,17 +36,6 @@ if TYPE_CHECKING:
 
 NAMESPACE = "rayreward"
 """Ray's namespace for the keepers of named pools."""
-
-_Value = TypeVar("_Value")
-
-_SLICES_AT_ONCE = 8
-"""Of one call, so that the queue of the pool has room for others."""
-
-_BUSY_S = (0.02, 1.0)
-"""How long to wait before trying a busy pool again: at first, and at most."""
-
-_UNREACHABLE_S = 30.0
-"""How long a keeper may be out of reach before it counts as gone."""
 
 _CONNECT_EVERY_S = 0.2
 
@@ -74,12 +57,11 @@ class RemoteEngine:
         self.name = name
         self._ray_address = ray_address or os.environ.get("RAY_ADDRESS") or "auto"
         self._timeout_s = timeout_s
-        self._keeper: Any = None
+        self._asking: Asker | None = None
         self._connection: RayConnection | None = None
         self._connecting = threading.Lock()
         self._owns = False
         self._closed = False
-        self._caller = uuid.uuid4().hex
 
     @classmethod
     def create(
@@ -111,16 +93,17 @@ class RemoteEngine:
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True),
             }
             try:
-                engine._keeper = ray.remote(**options)(Keeper).remote()
+                keeper: Any = ray.remote(**options)(Keeper).remote()
             except ValueError as error:
                 raise PoolError(
                     f"There is a pool named {name!r} in this cluster already ({error}). Use it, "
                     f"with RewardPool.connect({name!r}), or choose another name."
                 ) from error
+            engine._asking = Asker(name, keeper)
             try:
                 engine._do("start", model, pool, sharing, placement_group)
             except BaseException:
-                ray.kill(engine._keeper)
+                ray.kill(keeper)
                 raise
             engine._owns = sharing.lifetime is None
             return engine
@@ -134,7 +117,6 @@ class RemoteEngine:
         Raises:
             PoolError: There is none, or not in time.
         """
-        self._check_open()
         self._held()
 
     @property
@@ -170,8 +152,7 @@ class RemoteEngine:
         Raises:
             PoolTimeoutError: It was not told in time.
         """
-        self._check_open()
-        return await asyncio.wrap_future(_begin(self._status(timeout_s)))
+        return await asyncio.wrap_future(begin(self._asker().status(timeout_s)))
 
     def verify(self) -> DeterminismReport:
         """As `RewardPool.verify`."""
@@ -190,8 +171,7 @@ class RemoteEngine:
         self, groups: Sequence[Sequence[Sample]], timeout_s: float | None = None
     ) -> tuple[list[list[Outcome]], Version]:
         """As `LocalEngine.score_groups`."""
-        self._check_open()
-        return _run(self._score(groups, timeout_s, patient=True))
+        return run(self._asker().score(groups, timeout_s, patient=True))
 
     async def score_groups_async(
         self,
@@ -207,9 +187,8 @@ class RemoteEngine:
             timeout_s: As there.
             patient: Whether to try again while the pool is busy, instead of raising PoolBusyError.
         """
-        self._check_open()
-        score = self._score(groups, timeout_s, patient=patient)
-        return await asyncio.wrap_future(_begin(score))
+        score = self._asker().score(groups, timeout_s, patient=patient)
+        return await asyncio.wrap_future(begin(score))
 
     def score_table(
         self, table: pa.Table, row_format: RowFormat, timeout_s: float | None = None
@@ -238,113 +217,34 @@ class RemoteEngine:
         """
         with contextlib.suppress(PoolClosedError, PoolError):
             self._do("close", timeout_s)
-        with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
-            ray.kill(self._keeper)
+        if self._asking is not None:
+            with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
+                ray.kill(self._asking.keeper)
 
     def _held(self) -> Held:
         held: Held = self._do("held")
         return held
 
     def _do(self, method: str, *args: Any) -> Any:
-        self._check_open()
-        return _run(self._call(method, *args))
+        return run(self._asker().call(method, *args))
 
-    async def _status(self, timeout_s: float | None) -> Status:
-        async with self._in_time(timeout_s):
-            found: Status = await self._call("status")
-            return found
+    def _asker(self) -> Asker:
+        """Who asks the keeper, which is looked for the first time.
 
-    async def _score(
-        self, groups: Sequence[Sequence[Sample]], timeout_s: float | None, *, patient: bool
-    ) -> tuple[list[list[Outcome]], Version]:
-        async with self._in_time(timeout_s):
-            parts = list(slices(groups)) or [[]]
-            answers = await self._ask_all(parts, patient)
-            while len({answer.version.number for answer in answers}) > 1:
-                # the pool was updated meanwhile: what the old weights said is asked again
-                newest = max(answer.version.number for answer in answers)
-                old = [i for i, a in enumerate(answers) if a.version.number < newest]
-                again = await self._ask_all([parts[i] for i in old], patient)
-                for i, answer in zip(old, again, strict=True):
-                    answers[i] = answer
-        return [group for answer in answers for group in answer.outcomes], answers[0].version
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, timeout_s: float | None) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError as error:
-            if isinstance(error, PoolTimeoutError):
-                raise
-            raise PoolTimeoutError(
-                f"The pool {self.name!r} did not answer within {timeout_s:g} s. Ask again, with "
-                "more time or fewer texts, or give the pool more actors."
-            ) from error
-
-    async def _ask_all(
-        self, parts: Sequence[Sequence[Sequence[Sample]]], patient: bool
-    ) -> list[Answer]:
-        room = asyncio.Semaphore(_SLICES_AT_ONCE)
-
-        async def ask(part: Sequence[Sequence[Sample]]) -> Answer:
-            async with room:
-                return await self._ask(part, patient)
-
-        asking = [asyncio.ensure_future(ask(part)) for part in parts]
-        try:
-            return list(await asyncio.gather(*asking))
-        finally:
-            for task in asking:
-                task.cancel()
-
-    async def _ask(self, groups: Sequence[Sequence[Sample]], patient: bool) -> Answer:
-        id_ = uuid.uuid4().hex
-        pauses = _pauses()
-        try:
-            while True:
-                try:
-                    answer: Answer | None = await self._call("ask", id_, self._caller, groups)
-                    break
-                except PoolBusyError:
-                    if not patient:
-                        raise
-                    await asyncio.sleep(next(pauses))
-            while answer is None:
-                answer = await self._call("wait", id_)
-            return answer
-        except asyncio.CancelledError:
-            self._keeper.cancel.remote(id_)
-            raise
-
-    async def _call(self, method: str, *args: Any) -> Any:
-        """Calls the keeper; what it raises is raised here."""
-        deadline = time.monotonic() + _UNREACHABLE_S
-        while True:
-            try:
-                return await getattr(self._keeper, method).remote(*args)
-            except TaskCancelledError as error:
-                # Ray cancels what a task has called together with the task, and may be faster
-                raise asyncio.CancelledError from error
-            except RayTaskError as error:
-                raise error.cause from None
-            except ActorUnavailableError as error:
-                if time.monotonic() > deadline:
-                    raise PoolClosedError(_gone(self.name, error)) from error
-                await asyncio.sleep(_BUSY_S[1])
-            except RayActorError as error:
-                raise PoolClosedError(_gone(self.name, error)) from error
-
-    def _check_open(self) -> None:
+        Raises:
+            PoolClosedError: This object is closed.
+            PoolError: There is no such pool, or not in time.
+        """
         if self._closed:
             raise PoolClosedError(
                 f"This object is closed. RewardPool.connect({self.name!r}) finds the pool again, "
                 "if it is still there."
             )
         with self._connecting:
-            if self._keeper is None:
+            if self._asking is None:
                 self._connection = self._connection or self._enter()
-                self._keeper = self._find()
+                self._asking = Asker(self.name, self._find())
+            return self._asking
 
     def _enter(self) -> RayConnection:
         try:
@@ -367,49 +267,10 @@ class RemoteEngine:
                 time.sleep(_CONNECT_EVERY_S)
 
 
-def _begin(call: Coroutine[Any, Any, _Value]) -> Future[_Value]:
-    """Begins a call on the event loop of this process's own."""
-    return asyncio.run_coroutine_threadsafe(call, _loop())
-
-
-def _run(call: Coroutine[Any, Any, _Value]) -> _Value:
-    """Makes a call; takes it back if the caller is interrupted."""
-    future = _begin(call)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One on a thread of its own, which works whether or not the caller has one."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="rayreward-pools", daemon=True).start()
-    return loop
-
-
-def _pauses() -> Iterator[float]:
-    """Growing, and never the same for two callers."""
-    pause, most = _BUSY_S
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, most)
-
-
 def _no_such_pool(name: str) -> str:
     named = ray.util.list_named_actors(all_namespaces=True)
     there = sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
     return (
         f"There is no pool named {name!r} in this cluster; there are: {', '.join(there) or 'none'}."
         f" Open it first: RewardPool(model, name={name!r}, lifetime='detached')."
-    )
-
-
-def _gone(name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
-        f"The pool {name!r} is gone: {reason} It ends with the program that opened it, unless "
-        "that said lifetime='detached', and with the machine of that program. Open it again."
     )

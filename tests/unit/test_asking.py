@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import TaskCancelledError
 
-from rayreward.remote import RemoteEngine
+from rayreward.asking import Asker
 from rayreward.types import Text
 
 
@@ -20,10 +20,9 @@ def test_request_whose_call_ray_cancels_is_taken_back() -> None:
     async def ask(*_: Any) -> None:
         raise TaskCancelledError
 
-    engine = RemoteEngine("rm")
-    engine._keeper = SimpleNamespace(
+    keeper = SimpleNamespace(
         ask=SimpleNamespace(remote=ask), cancel=SimpleNamespace(remote=canceled.append)
     )
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(engine.score_groups_async([[Text("", "a")]]))
+        asyncio.run(Asker("rm", keeper).score([[Text("", "a")]], None, patient=True))
     assert len(canceled) == 1

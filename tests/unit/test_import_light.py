@@ -16,6 +16,7 @@ import rayreward
 HEAVY = {
     "activations",
     "actor",
+    "asking",
     "attention",
     "budget",
     "experts",
