@@ -143,8 +143,7 @@ class RemoteEngine:
     @property
     def status(self) -> Status:
         """How the pool is doing."""
-        found: Status = self._do("status")
-        return found
+        return run(self._asker().status(None))
 
     async def status_async(self, timeout_s: float | None = None) -> Status:
         """As `status`, without blocking the event loop.
