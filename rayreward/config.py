@@ -340,11 +340,13 @@ def _take_path(config: Any, name: str, remedy: str) -> None:
 
 
 def _check_choices(config: Any) -> None:
-    """Refuses a value that is none of its field's `Literal` choices."""
+    """Refuses a value that is none of its field's `Literal` choices, or neither True nor False."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        hint = hints[field.name]
+        hint, value = hints[field.name], getattr(config, field.name)
         if typing.get_origin(hint) is Literal:
-            value, choices = getattr(config, field.name), typing.get_args(hint)
+            choices = typing.get_args(hint)
             listed = ", ".join(repr(choice) for choice in choices)
             _check(value in choices, f"{field.name}={value!r} must be one of {listed}.")
+        elif hint is bool:
+            _check(value in (True, False), f"{field.name}={value!r} must be True or False.")

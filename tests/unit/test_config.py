@@ -178,3 +178,11 @@ def test_config_takes_yes_no_or_auto(name: str) -> None:
     assert _refused(ModelConfig, **{name: "yes"}) == f"{name}='yes' must be True, False or 'auto'."
     for choice in (True, False, "auto"):
         assert getattr(ModelConfig(model="m", **{name: choice}), name) == choice
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(ModelConfig, "share_prefixes"), (JobConfig, "restart")]
+)
+def test_config_takes_no_text_for_yes_or_no(config: Any, name: str) -> None:
+    """Of which any would be true, "false" included: restart throws an output away."""
+    assert _refused(config, **{name: "false"}) == f"{name}='false' must be True or False."
