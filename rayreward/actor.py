@@ -11,7 +11,6 @@ import math
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -37,7 +36,7 @@ from rayreward.tally import tally_columns
 from rayreward.threads import wait_briefly
 from rayreward.turns import OneThread, Turns
 from rayreward.types import Attempt, Failure, Outcome, Reward, Sample, Status
-from rayreward.writing import output_schema, write_attempt
+from rayreward.writing import Attempts, output_schema
 
 if TYPE_CHECKING:
     from rayreward.scorer import Scorer
@@ -62,8 +61,7 @@ class ShardContext:
     schema: pa.Schema
     row_format: RowFormat
     provenance: dict[str, Any]
-    attempts: str
-    """Directory for attempt files."""
+    attempts: Attempts
     access: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     """How to reach the URLs among the names, as `rayreward.storage` keeps it."""
 
@@ -326,8 +324,7 @@ class RewardActor:
         added = self._loaded.score_table(rows, context.row_format, time_spent, lost)
         schema = output_schema(context.schema, reward_schema(kind), context.provenance)
         result = pa.table([*rows.columns, *added.columns], schema=schema)
-        path = os.path.join(context.attempts, f"{shard.index:06d}-{uuid.uuid4().hex}.parquet")
-        attempt = write_attempt(path, shard.index, result, tally_columns(kind, added))
+        attempt = context.attempts.write(shard.index, result, tally_columns(kind, added))
         return replace(attempt, time_spent=time_spent)
 
     @staticmethod

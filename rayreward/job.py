@@ -223,7 +223,7 @@ def _score_missing(
         schema=job.plan.schema,
         row_format=job.plan.row_format,
         provenance=provenance,
-        attempts=str(job.output.attempts),
+        attempts=job.output.for_actors,
         access=storage.access(job.config.dataset, job.config.output),
     )
     shared = ray.put(context)

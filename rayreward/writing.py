@@ -24,6 +24,7 @@ import io
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,6 +74,33 @@ def write_attempt(path: str, shard: int, table: pa.Table, tally: Tally) -> Attem
     return Attempt(shard, path, size, digest, tally)
 
 
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What an actor knows of an output: where attempts go, and what tells that they are too late.
+
+    Names are the driver's: what links they pass through is not the same on every machine.
+    """
+
+    directory: str
+    success: str
+
+    def write(self, shard: int, table: pa.Table, tally: Tally) -> Attempt:
+        """Writes a shard's result as an attempt with a name of its own.
+
+        Another actor's attempt may have come first and the run to its end: nothing is left then.
+
+        Raises:
+            OutputError: It can't be written.
+        """
+        path = os.path.join(self.directory, f"{shard:06d}-{uuid.uuid4().hex}.parquet")
+        attempt = write_attempt(path, shard, table, tally)
+        with contextlib.suppress(OSError):  # what is left there counts for nothing
+            place = storage.storage_of(path)
+            if place.exists(self.success):
+                place.remove(path)
+        return attempt
+
+
 def output_schema(schema: pa.Schema, added: pa.Schema, provenance: Mapping[str, Any]) -> pa.Schema:
     """The schema of every part: the input's columns, the added ones, provenance as metadata.
 
@@ -106,6 +134,11 @@ class OutputDirectory:
     def attempts(self) -> Path | str:
         """Where actors write."""
         return storage.locate(self.at(_OURS, "attempts"))
+
+    @property
+    def for_actors(self) -> Attempts:
+        """What actors need to write attempts."""
+        return Attempts(str(self.attempts), self.at(_SUCCESS))
 
     @property
     def parts(self) -> list[Part]:
@@ -277,15 +310,18 @@ class OutputDirectory:
             self._storage.remove(attempt.path)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Writes the manifest, then the success marker.
+        """Writes the manifest, then the success marker; clears away what became no part.
+
+        In this order no attempt outlives the run: one that comes too late to be cleared away
+        finds the marker.
 
         Raises:
             OutputError: They can't be written.
         """
         try:
             self._storage.write(self.at(_MANIFEST), json.dumps(manifest, indent=1))
-            self._remove_attempts()
             self._storage.write(self.at(_SUCCESS), "")
+            self._remove_attempts()
         except OSError as error:
             raise OutputError(
                 f"Finishing {self.path} failed: {_reason(error)}. The same command finishes it."

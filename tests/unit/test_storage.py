@@ -462,6 +462,14 @@ def _started(url: str) -> OutputDirectory:
     return output
 
 
+def _late(output: OutputDirectory) -> Attempt:
+    return output.for_actors.write(0, TABLE.slice(0, 3), TALLY)
+
+
+def _attempts(output: OutputDirectory) -> list[str]:
+    return list(output._storage.sizes(str(output.attempts)))
+
+
 def _keys(output: OutputDirectory) -> list[str]:
     return storage.objects_of(str(output.path)).files_below(str(output.path))
 
@@ -501,6 +509,21 @@ def test_output_in_s3_reads_as_one_dataset(s3: S3, prefix: str) -> None:
     _attempt(output, 1, "late")  # of an actor that nobody waits for any more
     dataset = ds.dataset(f"{BUCKET}/{prefix}", filesystem=s3.files, format="parquet")
     assert dataset.to_table().equals(TABLE.slice(0, 9))
+
+
+def test_output_that_is_finished_keeps_no_attempt_that_comes_late(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an actor that was slow: another has done its shard, and the run ends meanwhile."""
+    there = _started(output)
+    assert there.promote(_late(there))
+    in_time, clear_away = _late(there), there._remove_attempts
+    assert in_time.path.rpartition("/")[2] in _attempts(there)
+    monkeypatch.setattr(there, "_remove_attempts", lambda: (clear_away(), _late(there)))
+    there.finish({})
+    assert _attempts(there) == []
+    _late(there)
+    assert _attempts(there) == []
 
 
 def test_output_takes_the_first_attempt_of_a_shard(output: str) -> None:
