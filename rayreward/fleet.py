@@ -34,6 +34,9 @@ _PULSE_EVERY_S = 5.0
 _UNREACHABLE_S = 30.0
 """How long an actor that can't be reached may yet turn out to have died with its machine."""
 
+_NICENESS = "RAY_worker_niceness"
+"""Ray's own setting, for who wants it otherwise."""
+
 _ASIDE, _BESIDE = "aside", "beside"
 """Calls of these groups are answered beside whatever the actor is doing: short ones, and long."""
 
@@ -77,8 +80,15 @@ class RayConnection:
 
 
 def _local_options(address: str) -> dict[str, Any]:
-    """A private cluster needs no dashboard."""
-    return {"include_dashboard": False} if address == "local" else {}
+    """A private cluster needs no dashboard, and its actors are as urgent as who waits for them.
+
+    Ray lets whatever else runs on a machine go before its actors. That is its owner's choice in a
+    cluster that was found; beside other work on a laptop nothing would be scored for minutes.
+    """
+    if address != "local":
+        return {}
+    niceness = {} if _NICENESS in os.environ else {"worker_niceness": 0}
+    return {"include_dashboard": False, "_system_config": niceness}
 
 
 class RayFleet:

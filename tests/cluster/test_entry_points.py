@@ -43,6 +43,28 @@ def many_texts(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("setting", "expected"), [({}, 3), ({"RAY_worker_niceness": "5"}, 8)], ids=["ours", "asked for"]
+)
+def test_actors_of_a_private_cluster_are_as_urgent_as_who_started_it(
+    setting: dict[str, str], expected: int
+) -> None:
+    """By Ray's default they would be 15 less so than whatever else runs on the machine."""
+    code = (
+        "import os, ray\n"
+        "from rayreward.fleet import RayConnection\n"
+        "connection = RayConnection()\n"
+        "print('niceness', ray.get(ray.remote(lambda: os.nice(0)).remote()))\n"
+        "connection.close()"
+    )
+    around = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *setting)}
+    command = ["nice", "-n", "3", sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**around, **setting}, capture_output=True, text=True, check=False
+    )
+    assert f"niceness {expected}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
     ("command", "has_ray"),
     [([RAYREWARD, "score"], False), ([sys.executable, SCRIPT], True)],
     ids=["rayreward, which starts Ray", "script, where there is a cluster"],
