@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rayreward import storage
 from rayreward.allocator import FreedMemory
+from rayreward.attempts import Attempts, output_schema
 from rayreward.collector import importing
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
@@ -36,7 +37,6 @@ from rayreward.tally import tally_columns
 from rayreward.threads import wait_briefly
 from rayreward.turns import OneThread, Turns
 from rayreward.types import Attempt, Failure, Outcome, Reward, Sample, Status
-from rayreward.writing import Attempts, output_schema
 
 if TYPE_CHECKING:
     from rayreward.scorer import Scorer

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rayreward import storage
+from rayreward.attempts import read_provenance
 from rayreward.columns import reward_schema
 from rayreward.config import ModelConfig
 from rayreward.determinism import compare
@@ -29,7 +30,7 @@ from rayreward.fingerprint import Fingerprint
 from rayreward.preferences import RowFormat, RowKind, check_schema
 from rayreward.scorer import Scorer
 from rayreward.types import Status
-from rayreward.writing import OutputDirectory, read_provenance
+from rayreward.writing import OutputDirectory
 
 
 @dataclass(frozen=True, slots=True)

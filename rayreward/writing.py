@@ -8,8 +8,8 @@
       _rayreward/ledger.jsonl     parts committed so far
       _rayreward/attempts/        files that are no part yet
 
-Actors write attempts; only the driver promotes one to a part. Readers pass over names that start
-with an underscore, so a finished directory reads as one Parquet dataset.
+Actors write attempts (`attempts`); only the driver promotes one to a part. Readers pass over names
+that start with an underscore, so a finished directory reads as one Parquet dataset.
 
 In an object store nothing can be moved and nothing grows: there promoting is a copy within the
 store, and the ledger is `_rayreward/ledger/`, an object for each part. A part still counts only
@@ -19,28 +19,23 @@ once the ledger has it. Does not know models.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rayreward import storage
+from rayreward.attempts import Attempts
 from rayreward.errors import OutputError
 from rayreward.types import Attempt, Tally
 
 _OURS = "_rayreward"
 _MANIFEST = "_manifest.json"
 _SUCCESS = "_SUCCESS"
-_METADATA_KEY = b"rayreward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,71 +47,6 @@ class Part:
     size_bytes: int
     sha256: str
     tally: Tally
-
-
-def write_attempt(path: str, shard: int, table: pa.Table, tally: Tally) -> Attempt:
-    """Writes a shard's result beside the output and makes sure that it is there for good.
-
-    Raises:
-        OutputError: It can't be written; nothing is left of it.
-    """
-    try:
-        with storage.storage_of(path).writing(path) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            size = file.tell()
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(
-            f"Writing {path} failed: {_reason(error)}. Free space or choose another output; the "
-            "same command resumes this run."
-        ) from error
-    return Attempt(shard, path, size, digest, tally)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempts:
-    """What an actor knows of an output: where attempts go, and what tells that they are too late.
-
-    Names are the driver's: what links they pass through is not the same on every machine.
-    """
-
-    directory: str
-    success: str
-
-    def write(self, shard: int, table: pa.Table, tally: Tally) -> Attempt:
-        """Writes a shard's result as an attempt with a name of its own.
-
-        Another actor's attempt may have come first and the run to its end: nothing is left then.
-
-        Raises:
-            OutputError: It can't be written.
-        """
-        path = os.path.join(self.directory, f"{shard:06d}-{uuid.uuid4().hex}.parquet")
-        attempt = write_attempt(path, shard, table, tally)
-        with contextlib.suppress(OSError):  # what is left there counts for nothing
-            place = storage.storage_of(path)
-            if place.exists(self.success):
-                place.remove(path)
-        return attempt
-
-
-def output_schema(schema: pa.Schema, added: pa.Schema, provenance: Mapping[str, Any]) -> pa.Schema:
-    """The schema of every part: the input's columns, the added ones, provenance as metadata.
-
-    The input's own schema metadata is dropped: what pandas or datasets wrote there describes a
-    table with other columns.
-    """
-    nullable = [field.with_nullable(True) for field in schema]
-    metadata = {_METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
-    return pa.schema([*nullable, *added], metadata=metadata)
-
-
-def read_provenance(path: str) -> dict[str, Any]:
-    """Reads the provenance out of a part."""
-    schema = pq.read_schema(storage.source(path))
-    provenance: dict[str, Any] = json.loads(schema.metadata[_METADATA_KEY])
-    return provenance
 
 
 class OutputDirectory:

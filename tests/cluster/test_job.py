@@ -22,8 +22,8 @@ from rayreward import (
     Scorer,
     cli,
 )
+from rayreward.attempts import read_provenance
 from rayreward.preferences import check_schema
-from rayreward.writing import read_provenance
 
 pytestmark = pytest.mark.ray
 

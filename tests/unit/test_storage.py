@@ -18,13 +18,14 @@ import pytest
 from remote import BUCKET, KEY, S3, SECRET, Request, Server, web
 
 from rayreward import storage
+from rayreward.attempts import write_attempt
 from rayreward.errors import DataError, OutputError
 from rayreward.finding import find_files
 from rayreward.reading import read_shard
 from rayreward.shards import plan_dataset
 from rayreward.storage.retry import Retry
 from rayreward.types import Attempt, Tally
-from rayreward.writing import OutputDirectory, write_attempt
+from rayreward.writing import OutputDirectory
 
 TABLE = pa.table({"text": [f"row {n} " * (n % 7) for n in range(30)], "id": list(range(30))})
 TALLY = Tally(rows=3, rewards=3, tokens=7)
