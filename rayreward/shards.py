@@ -161,8 +161,8 @@ def _format(path: str) -> Format:
     form = format_of(path)
     if form is None:
         raise DataError(
-            f"{path} has no extension that tells its format. Files ending in "
-            f"{', '.join(EXTENSIONS)} are read: rename it."
+            f"{path} does not end as any format does that RayReward reads: "
+            f"{', '.join(EXTENSIONS)}. Convert it, or rename it if it is one of them."
         )
     return form
 

@@ -86,7 +86,8 @@ class Spans:
 def _varlen_options() -> dict[str, Any]:
     """Fewer heads of keys are allowed; keys are not split, which would go by the longest text.
 
-    Before torch had these options, it did both unasked.
+    Before torch had these options, it did both unasked. From 2.14 on it would take cuDNN's kernel
+    for some batches, by their longest text, but for none whose keys may not be split.
     """
     known = inspect.signature(varlen_attn).parameters
     return {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in known}

@@ -143,12 +143,18 @@ def _parse_or_locate(path: str, lines: list[bytes], first_line: int) -> pa.Chunk
             except pa.ArrowException as culprit:
                 raise DataError(
                     f"{path}, line {number} can't be read as a JSON object ({culprit}). RayReward "
-                    "reads JSON Lines: one object a line. Repair or remove the line."
+                    f"reads JSON Lines: one object a line. {_remedy(line)}"
                 ) from culprit
         raise DataError(
             f"{path}: lines {first_line} to {first_line + len(lines) - 1} don't fit together "
             f"({error}). Give each column one type."
         ) from error
+
+
+def _remedy(line: bytes) -> str:
+    if line.lstrip().removeprefix(codecs.BOM_UTF8).startswith(b"["):
+        return "If the file is one array, `jq -c '.[]'` makes JSON Lines of it."
+    return "Repair or remove the line."
 
 
 def _check_utf8(path: str, lines: list[bytes], first_line: int) -> None:

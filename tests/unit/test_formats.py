@@ -348,9 +348,9 @@ def test_formats_json_names_the_line_that_is_no_object(
 
 def test_formats_json_spread_over_lines_is_refused(tmp_path: Path) -> None:
     pretty = json.dumps([{"text": "a"}], indent=1)
-    with pytest.raises(DataError, match="line 1 can't be read .* one object a line"):
+    with pytest.raises(DataError, match="line 1 can't be read .* one object a line.*jq -c"):
         _form("x.json").scan(_lines(tmp_path, pretty, name="x.json"))
-    with pytest.raises(DataError, match="line 1 can't be read"):
+    with pytest.raises(DataError, match=r"line 1 can't be read .* Repair or remove the line\."):
         _form("x.json").scan(_lines(tmp_path, pretty[2:-2], name="x.json"))
 
 
