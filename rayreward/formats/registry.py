@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rayreward.formats.arrow_ipc import ArrowIpc
 from rayreward.formats.base import Format
-from rayreward.formats.json_lines import JsonLines
+from rayreward.formats.json_lines import Json
 from rayreward.formats.parquet import Parquet
 
-_PARQUET, _ARROW, _JSON = Parquet(), ArrowIpc(), JsonLines()
+_PARQUET, _ARROW, _JSON = Parquet(), ArrowIpc(), Json()
 
 EXTENSIONS: dict[str, Format] = {
     ".parquet": _PARQUET,

@@ -43,6 +43,10 @@ def _jsonl(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+def _array(rows: list[dict[str, Any]], indent: int | None = None) -> bytes:
+    return json.dumps(rows, ensure_ascii=False, indent=indent).encode()
+
+
 def _pack(path: Path, content: bytes, codec: str | None) -> None:
     with pa.output_stream(str(path), compression=codec) as stream:
         stream.write(content)
@@ -69,6 +73,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "json lines, gzip": ("x.jsonl.gz", lambda path: _pack(path, _jsonl(ROWS), "gzip")),
     "json lines, zstd": ("x.json.zst", lambda path: _pack(path, _jsonl(ROWS), "zstd")),
     "json lines, shouted": ("X.JSONL.GZ", lambda path: _pack(path, _jsonl(ROWS), "gzip")),
+    "json array": ("x.json", lambda path: path.write_bytes(_array(ROWS))),
+    "json array, pretty": ("x.json", lambda path: path.write_bytes(_array(ROWS, indent=2))),
+    "json array, gzip": ("x.json.gz", lambda path: _pack(path, _array(ROWS), "gzip")),
 }
 
 
@@ -151,6 +158,16 @@ def test_formats_find_plain_lines_at_byte_offsets(
     assert _form(path).scan(path).pieces == (Piece(1, 0), Piece(1, 14), Piece(1, 30))
 
 
+def test_formats_find_items_at_byte_offsets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _lines(tmp_path, '[{"text": "a"},', '  {"text": "é"}, {"text": "c"}]', name="x.json")
+    assert _form(path).scan(path).pieces == (Piece(3, 0),)
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 1)
+    assert _form(path).scan(path).pieces == (Piece(1, 0), Piece(1, 14), Piece(1, 32))
+    assert _read(path) == [{"text": "a"}, {"text": "é"}, {"text": "c"}]
+
+
 def test_formats_find_packed_lines_by_counting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +202,9 @@ def test_formats_file_with_a_schema_but_no_rows_has_no_pieces(tmp_path: Path, ki
     assert _read(path) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\r\n \t\n"], ids=["no bytes", "blank lines"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\r\n \t\n", b" []\n"], ids=["no bytes", "blank lines", "an empty array"]
+)
 @pytest.mark.parametrize(
     ("name", "codec"), [("x.jsonl", None), ("x.jsonl.gz", "gzip"), ("x.jsonl.zst", "zstd")]
 )
@@ -226,6 +245,8 @@ def test_formats_json_passes_over_blank_lines(tmp_path: Path, end: bytes, size: 
 @pytest.mark.parametrize("size", [1, 9])
 def test_formats_json_passes_over_byte_order_marks(tmp_path: Path, size: int) -> None:
     path = _lines(tmp_path, "\ufeff" + '{"text": "a"}', "\ufeff" + '{"text": "\ufeffb"}')
+    assert _read(path, size) == [{"text": "a"}, {"text": "\ufeffb"}]
+    path = _lines(tmp_path, '\ufeff [{"text": "a"}, {"text": "\ufeffb"}]', name="x.json")
     assert _read(path, size) == [{"text": "a"}, {"text": "\ufeffb"}]
 
 
@@ -319,8 +340,6 @@ def test_formats_json_parses_a_long_piece_in_blocks(
         "5",
         '"text"',
         "true",
-        '["a"]',
-        '[{"text": "a"}]',
         '{"text": "a"',
         '{"text": "a"},',
         '{"text": "a"} {"text": "b"}',
@@ -346,12 +365,42 @@ def test_formats_json_names_the_line_that_is_no_object(
         _form(path).scan(path)
 
 
-def test_formats_json_spread_over_lines_is_refused(tmp_path: Path) -> None:
-    pretty = json.dumps([{"text": "a"}], indent=1)
-    with pytest.raises(DataError, match="line 1 can't be read .* one object a line.*jq -c"):
-        _form("x.json").scan(_lines(tmp_path, pretty, name="x.json"))
+@pytest.mark.parametrize("line", ['["a"]', '[{"text": "a"}]'])
+def test_formats_json_array_among_lines_is_no_object(tmp_path: Path, line: str) -> None:
+    path = _lines(tmp_path, '{"text": "a"}', line)
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2 can't be read as a JSON object"):
+        _form(path).scan(path)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "null",
+        "5",
+        '"text"',
+        '["a"]',
+        '[{"text": "b"}]',
+        '{"text": "b",}',
+        '{"x": NULL}',
+        '{"x": 1]',
+    ],
+)
+def test_formats_json_names_the_item_that_is_no_object(tmp_path: Path, item: str) -> None:
+    path = _lines(tmp_path, f'[{{"text": "a"}},\n{item}, {{"text": "c"}}]', name="x.json")
+    with pytest.raises(DataError, match=r"x\.json, item 2 can't .* Repair or remove the item\."):
+        _form(path).scan(path)
+
+
+def test_formats_json_object_spread_over_lines_is_refused(tmp_path: Path) -> None:
+    pretty = json.dumps({"text": "a"}, indent=1)
     with pytest.raises(DataError, match=r"line 1 can't be read .* Repair or remove the line\."):
-        _form("x.json").scan(_lines(tmp_path, pretty[2:-2], name="x.json"))
+        _form("x.json").scan(_lines(tmp_path, pretty, name="x.json"))
+
+
+def test_formats_json_array_that_is_cut_off_is_damaged(tmp_path: Path) -> None:
+    path = _lines(tmp_path, json.dumps(ROWS, indent=1)[:-10], name="x.json")
+    with pytest.raises(Damaged, match="a value without an end at byte"):
+        _form(path).scan(path)
 
 
 def test_formats_json_brackets_in_text_are_no_depth(tmp_path: Path) -> None:
