@@ -61,6 +61,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "x.parquet": _parquet,
     "x.arrow": lambda: _arrow(stream=False),
     "x.arrows": lambda: _arrow(stream=True),
+    "x.json": lambda: json.dumps(TABLE.to_pylist(), indent=1).encode(),
     "x.jsonl": _lines,
     "x.jsonl.gz": lambda: _gzip(_lines()),
     "x.jsonl.zst": lambda: pa.compress(_lines(), codec="zstd", asbytes=True),
@@ -291,7 +292,7 @@ def test_s3_object_written_anew_is_no_longer_the_one_that_was_planned(s3: S3, pr
 
 
 @pytest.mark.parametrize("kind", ["slow_down", "drop", "cut"])
-@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.jsonl", "x.jsonl.gz"])
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.json", "x.jsonl", "x.jsonl.gz"])
 def test_s3_rows_survive_a_store_that_fails_in_passing(
     s3: S3, prefix: str, name: str, kind: str
 ) -> None:
