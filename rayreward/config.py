@@ -224,7 +224,7 @@ class JobConfig:
 
     dataset: str
     """File, directory or glob, as a path or URL (s3://, gs://, hf://, https:// …): Parquet, Arrow
-    IPC, JSON Lines or an array (also .gz, .zst), or what Hugging Face's save_to_disk wrote."""
+    IPC, JSON (lines or an array; also .gz, .zst), or what Hugging Face's save_to_disk wrote."""
 
     output: str
     """Directory for the result, or a prefix of an object store (s3://, gs://). The same command

@@ -58,6 +58,7 @@ class _Text:
 
     @property
     def at(self) -> int:
+        """Which byte of the file comes next."""
         return self._start + self._place
 
     def mark(self) -> bytes:
@@ -70,6 +71,7 @@ class _Text:
         return found[0]
 
     def skip(self, begin: bytes) -> None:
+        """Passes over what the file may begin with."""
         self.mark()
         if self._read.startswith(begin):
             self._place = len(begin)
